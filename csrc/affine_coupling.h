@@ -1,0 +1,104 @@
+// affine_coupling: y = x s(raw) + t, its inverse, its gradient, and log det = sum of log s over all but the batch.
+//
+// What the glue (affine_coupling.cpp), the CPU kernel and the CUDA kernel agree on: the problem's shape, the raw
+// pointers, and the formulas of one element.
+#pragma once
+
+#include <cstdint>
+
+#include "elementary.h"
+#include "operand.h"
+
+namespace deepgen {
+
+enum class ScaleMap : int { exp, tanh, sigmoid, atan };
+
+struct AffineCoupling {
+  Storage storage;
+  ScaleMap scale_map;
+  double clamp;  // of the atan map
+  bool inverse;
+  Extent extent;
+
+  Operand x, raw_scale, shift, y;
+  Operand mask;   // bool, batch_stride 0, absent without a mask: where false, y = x
+  void* log_det;  // (batch,), double for f64, else float
+
+  // Room for the sums of pieces of long rows, (batch, pieces), of log_det's type. CUDA only; null for one piece.
+  void* partial_sums = nullptr;
+  int64_t pieces = 1;
+};
+
+// The gradient. `x` is the argument of s in both directions, the input of the forward map and the output of the
+// inverse, so that neither the shift nor y is read.
+//   forward: dx = g s          draw = (g x s + G) l'     dt = g
+//   inverse: dy = g / s        draw = -(g x + G) l'      dt = -g / s
+// with l = log s(raw), g the gradient of the output and G that of log_det.
+struct AffineCouplingBackward {
+  Storage storage;
+  ScaleMap scale_map;
+  double clamp;
+  bool inverse;
+  Extent extent;
+
+  Operand grad_output, x, raw_scale;
+  Operand mask;
+  const void* grad_log_det;  // (batch,), of log_det's type
+  int64_t grad_log_det_stride;
+  Operand grad_input, grad_raw_scale;
+  Operand grad_shift;  // absent where the caller does not need it: forward without a mask, it is g itself
+};
+
+namespace cpu {
+void affine_coupling(const AffineCoupling&);
+void affine_coupling_backward(const AffineCouplingBackward&);
+}  // namespace cpu
+
+namespace cuda {
+void affine_coupling(const AffineCoupling&, void* stream);
+void affine_coupling_backward(const AffineCouplingBackward&, void* stream);
+// Into how many pieces the kernel cuts a row, so that few long rows still fill the device.
+int64_t affine_coupling_pieces(const Extent&);
+}  // namespace cuda
+
+// log s, s and 1/s of one element.
+template <class T>
+struct Scale {
+  T log, value, inverse;
+};
+
+template <ScaleMap M, class T>
+DEEPGEN_HD Scale<T> scale_of(T raw, T clamp) {
+  if constexpr (M == ScaleMap::sigmoid) {
+    // v = raw + 2, e = exp(-|v|): s = 1 / (1 + exp(-v)), log s = min(v, 0) - ln(1 + e), with no overflow either side.
+    const T v = raw + T(2);
+    const T e = exp_of(v < T(0) ? v : -v);
+    const T positive = v < T(0) ? e : T(1);  // s = positive / (1 + e)
+    const T inverse = (T(1) + e) / positive;
+    return {(v < T(0) ? v : T(0)) - log1p_of_unit(e), positive / (T(1) + e), inverse};
+  } else {
+    T log = raw;
+    if constexpr (M == ScaleMap::tanh) log = tanh_of(raw);
+    if constexpr (M == ScaleMap::atan) {
+      log = clamp * T(0.63661977236758134308) * atan_of(raw / clamp);
+    }
+    return {log, exp_of(log), exp_of(-log)};
+  }
+}
+
+// d log s / d raw.
+template <ScaleMap M, class T>
+DEEPGEN_HD T log_scale_slope(T raw, T clamp, const Scale<T>& s) {
+  if constexpr (M == ScaleMap::exp) return T(1);
+  if constexpr (M == ScaleMap::tanh) return T(1) - s.log * s.log;
+  if constexpr (M == ScaleMap::sigmoid) {
+    // 1 - s without cancellation: sigmoid(-v) = e^-v s.
+    const T v = raw + T(2);
+    const T e = exp_of(v < T(0) ? v : -v);
+    return (v < T(0) ? T(1) : e) / (T(1) + e);
+  }
+  const T ratio = raw / clamp;
+  return T(0.63661977236758134308) / (T(1) + ratio * ratio);
+}
+
+}  // namespace deepgen

@@ -1,0 +1,229 @@
+// affine_coupling on the CPU.
+//
+// Moves 16 bytes an element forward (x, raw, t in, y out) and 20 backward (g, x, raw in, two gradients out; dt is g
+// itself); memory bounds it once the exponential is vectorised (0.4 ns an element against 1.6 ns of traffic on one
+// core). Each tile (tile.h) is read once, mapped in one dense SIMD loop, and its log s summed from an L1 buffer: so
+// that one loop serves long rows, where log det is a long sum, and rows of 8, where a reduction in the loop itself
+// would cost more than the map. Sums are over at most 1024 floats in SIMD lanes, then in double: 1e-7 from float64 on
+// 25,000 elements, where one accumulator is 2e-4 off. What separates it from a copy is mostly the page faults of fresh
+// outputs: large ones ask for huge pages (affine_coupling.cpp).
+#include "../affine_coupling.h"
+
+#include <vector>
+
+#include "tile.h"
+
+namespace deepgen::cpu {
+namespace {
+
+constexpr int64_t piece_elements = 16 * tile_elements;
+
+template <ScaleMap M, bool Inverse, class T>
+DEEPGEN_INLINE void map_elements(int64_t n, const T* __restrict x, const T* __restrict raw,
+                                 const T* __restrict shift, T clamp, T* __restrict y,
+                                 T* __restrict log_scale) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const Scale<T> s = scale_of<M>(raw[i], clamp);
+    y[i] = Inverse ? (x[i] - shift[i]) * s.inverse : x[i] * s.value + shift[i];
+    log_scale[i] = Inverse ? -s.log : s.log;
+  }
+}
+
+template <ScaleMap M, bool Inverse, class T>
+DEEPGEN_INLINE void map_gradients(int64_t n, const T* __restrict g, const T* __restrict x,
+                                  const T* __restrict raw, const T* __restrict grad_log_det, T clamp,
+                                  T* __restrict grad_input, T* __restrict grad_raw) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const Scale<T> s = scale_of<M>(raw[i], clamp);
+    const T slope = log_scale_slope<M>(raw[i], clamp, s);
+    if constexpr (Inverse) {
+      grad_input[i] = g[i] * s.inverse;
+      grad_raw[i] = -(g[i] * x[i] + grad_log_det[i]) * slope;
+    } else {
+      grad_input[i] = g[i] * s.value;
+      grad_raw[i] = (grad_input[i] * x[i] + grad_log_det[i]) * slope;
+    }
+  }
+}
+
+#define DEEPGEN_INLINE_LAMBDA __attribute__((always_inline))
+
+// Calls f(map, direction) with both as compile-time constants.
+template <class F>
+DEEPGEN_INLINE void with_constants(ScaleMap map, bool inverse, F f) {
+  const auto with_direction = [&](auto m) DEEPGEN_INLINE_LAMBDA {
+    inverse ? f(m, std::true_type{}) : f(m, std::false_type{});
+  };
+  switch (map) {
+    case ScaleMap::exp: return with_direction(std::integral_constant<ScaleMap, ScaleMap::exp>{});
+    case ScaleMap::tanh: return with_direction(std::integral_constant<ScaleMap, ScaleMap::tanh>{});
+    case ScaleMap::sigmoid: return with_direction(std::integral_constant<ScaleMap, ScaleMap::sigmoid>{});
+    case ScaleMap::atan: return with_direction(std::integral_constant<ScaleMap, ScaleMap::atan>{});
+  }
+}
+
+template <class T>
+DEEPGEN_INLINE void map_tile(const AffineCoupling& p, int64_t n, const T* x, const T* raw, const T* shift,
+                             T* y, T* log_scale) {
+  with_constants(p.scale_map, p.inverse, [&](auto map, auto inverse) DEEPGEN_INLINE_LAMBDA {
+    map_elements<map(), inverse(), T>(n, x, raw, shift, static_cast<T>(p.clamp), y, log_scale);
+  });
+}
+
+template <class T>
+DEEPGEN_INLINE void map_gradient_tile(const AffineCouplingBackward& p, int64_t n, const T* g, const T* x,
+                                      const T* raw, const T* grad_log_det, T* grad_input, T* grad_raw) {
+  with_constants(p.scale_map, p.inverse, [&](auto map, auto inverse) DEEPGEN_INLINE_LAMBDA {
+    map_gradients<map(), inverse(), T>(n, g, x, raw, grad_log_det, static_cast<T>(p.clamp), grad_input,
+                                       grad_raw);
+  });
+}
+
+template <class T>
+DEEPGEN_INLINE void sum_rows_of(const T* values, int64_t rows, int64_t columns, T* sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    T sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < columns; ++i) sum += values[r * columns + i];
+    sums[r] = sum;
+  }
+}
+
+// The functions that exist once per instruction set.
+DEEPGEN_SIMD void map_tile_simd(const AffineCoupling& p, int64_t n, const float* x, const float* raw,
+                                const float* shift, float* y, float* log_scale) {
+  map_tile<float>(p, n, x, raw, shift, y, log_scale);
+}
+DEEPGEN_SIMD void map_tile_simd(const AffineCoupling& p, int64_t n, const double* x, const double* raw,
+                                const double* shift, double* y, double* log_scale) {
+  map_tile<double>(p, n, x, raw, shift, y, log_scale);
+}
+DEEPGEN_SIMD void map_gradient_tile_simd(const AffineCouplingBackward& p, int64_t n, const float* g,
+                                         const float* x, const float* raw, const float* grad_log_det,
+                                         float* grad_input, float* grad_raw) {
+  map_gradient_tile<float>(p, n, g, x, raw, grad_log_det, grad_input, grad_raw);
+}
+DEEPGEN_SIMD void map_gradient_tile_simd(const AffineCouplingBackward& p, int64_t n, const double* g,
+                                         const double* x, const double* raw, const double* grad_log_det,
+                                         double* grad_input, double* grad_raw) {
+  map_gradient_tile<double>(p, n, g, x, raw, grad_log_det, grad_input, grad_raw);
+}
+DEEPGEN_SIMD void sum_rows(const float* values, int64_t rows, int64_t columns, float* sums) {
+  sum_rows_of<float>(values, rows, columns, sums);
+}
+DEEPGEN_SIMD void sum_rows(const double* values, int64_t rows, int64_t columns, double* sums) {
+  sum_rows_of<double>(values, rows, columns, sums);
+}
+
+// Maps one tile and leaves the sums of log s of its rows in `sums`.
+template <class T>
+void forward_tile(const AffineCoupling& p, const Tile& tile, T* sums) {
+  T x_buffer[tile_elements], raw_buffer[tile_elements], shift_buffer[tile_elements];
+  T y_buffer[tile_elements], log_scale[tile_elements];
+  const Extent& extent = p.extent;
+  const int64_t n = tile.elements();
+  const T* x = read_tile(p.x, p.storage, extent, tile, x_buffer);
+  const T* raw = read_tile(p.raw_scale, p.storage, extent, tile, raw_buffer);
+  const T* shift = read_tile(p.shift, p.storage, extent, tile, shift_buffer);
+  T* y = write_tile(p.y, p.storage, extent, tile, y_buffer);
+  map_tile_simd(p, n, x, raw, shift, y, log_scale);
+  if (p.mask) {
+    bool transformed[tile_elements];
+    gather_as<bool>(p.mask, extent, tile, transformed);
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] = transformed[i] ? y[i] : x[i];
+      log_scale[i] = transformed[i] ? log_scale[i] : T(0);
+    }
+  }
+  write_back(p.y, p.storage, extent, tile, y, y_buffer);
+  sum_rows(log_scale, tile.rows, tile.columns, sums);
+}
+
+template <class T>
+void forward(const AffineCoupling& p) {
+  T* log_det = static_cast<T*>(p.log_det);
+  const int64_t row = p.extent.row();
+  const int64_t pieces = (row + piece_elements - 1) / piece_elements;
+  std::vector<double> partial_sums(row > tile_elements ? p.extent.batch * pieces : 0);
+  for_each_tile(
+      p.extent, piece_elements,
+      [&](const Tile& tile) { forward_tile<T>(p, tile, log_det + tile.row); },
+      [&](int64_t r, int64_t piece, int64_t begin, int64_t end) {
+        double sum = 0;
+        for (int64_t i = begin; i < end; i += tile_elements) {
+          T tile_sum;
+          forward_tile<T>(p, Tile{r, 1, i, std::min(tile_elements, end - i)}, &tile_sum);
+          sum += tile_sum;
+        }
+        partial_sums[r * pieces + piece] = sum;
+      });
+  if (partial_sums.empty()) return;
+  for (int64_t r = 0; r < p.extent.batch; ++r) {
+    double sum = 0;
+    for (int64_t piece = 0; piece < pieces; ++piece) sum += partial_sums[r * pieces + piece];
+    log_det[r] = static_cast<T>(sum);
+  }
+}
+
+template <class T>
+void backward_tile(const AffineCouplingBackward& p, const Tile& tile) {
+  T g_buffer[tile_elements], x_buffer[tile_elements], raw_buffer[tile_elements];
+  T input_buffer[tile_elements], grad_raw_buffer[tile_elements], grad_log_det[tile_elements];
+  const Extent& extent = p.extent;
+  const int64_t n = tile.elements();
+  const T* g = read_tile(p.grad_output, p.storage, extent, tile, g_buffer);
+  const T* x = read_tile(p.x, p.storage, extent, tile, x_buffer);
+  const T* raw = read_tile(p.raw_scale, p.storage, extent, tile, raw_buffer);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const T value = static_cast<const T*>(p.grad_log_det)[(tile.row + r) * p.grad_log_det_stride];
+    std::fill_n(grad_log_det + r * tile.columns, tile.columns, value);
+  }
+  T* grad_input = write_tile(p.grad_input, p.storage, extent, tile, input_buffer);
+  T* grad_raw = write_tile(p.grad_raw_scale, p.storage, extent, tile, grad_raw_buffer);
+  map_gradient_tile_simd(p, n, g, x, raw, grad_log_det, grad_input, grad_raw);
+
+  bool transformed[tile_elements];
+  if (p.mask) gather_as<bool>(p.mask, extent, tile, transformed);
+  if (p.grad_shift) {
+    T shift_buffer[tile_elements];
+    T* grad_shift = write_tile(p.grad_shift, p.storage, extent, tile, shift_buffer);
+    for (int64_t i = 0; i < n; ++i) grad_shift[i] = p.inverse ? -grad_input[i] : g[i];
+    if (p.mask) {
+      for (int64_t i = 0; i < n; ++i) grad_shift[i] = transformed[i] ? grad_shift[i] : T(0);
+    }
+    write_back(p.grad_shift, p.storage, extent, tile, grad_shift, shift_buffer);
+  }
+  if (p.mask) {
+    for (int64_t i = 0; i < n; ++i) {
+      grad_input[i] = transformed[i] ? grad_input[i] : g[i];
+      grad_raw[i] = transformed[i] ? grad_raw[i] : T(0);
+    }
+  }
+  write_back(p.grad_input, p.storage, extent, tile, grad_input, input_buffer);
+  write_back(p.grad_raw_scale, p.storage, extent, tile, grad_raw, grad_raw_buffer);
+}
+
+template <class T>
+void backward(const AffineCouplingBackward& p) {
+  for_each_tile(
+      p.extent, piece_elements, [&](const Tile& tile) { backward_tile<T>(p, tile); },
+      [&](int64_t r, int64_t, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i += tile_elements) {
+          backward_tile<T>(p, Tile{r, 1, i, std::min(tile_elements, end - i)});
+        }
+      });
+}
+
+}  // namespace
+
+void affine_coupling(const AffineCoupling& p) {
+  p.storage == Storage::f64 ? forward<double>(p) : forward<float>(p);
+}
+
+void affine_coupling_backward(const AffineCouplingBackward& p) {
+  p.storage == Storage::f64 ? backward<double>(p) : backward<float>(p);
+}
+
+}  // namespace deepgen::cpu

@@ -1,0 +1,165 @@
+// affine_coupling on the GPU.
+//
+// One pass: x, raw scale and shift in, y out, 16 bytes an element in float32 (backward: 20), nothing kept in between;
+// the copy bandwidth is the floor. A group of threads owns a piece of a sample (rows.cuh), sums its log s in registers
+// and shuffles. Pieces of long samples leave partial sums which a second, tiny kernel adds in a fixed order: atomics
+// would make log det differ from run to run. The scale map is a uniform switch, not a template: the arithmetic hides
+// under the loads, and a dozen instantiations instead of a hundred keep the build short.
+#include "../affine_coupling.h"
+
+#include "rows.cuh"
+
+namespace deepgen::cuda {
+namespace {
+
+template <class T>
+__device__ __forceinline__ Scale<T> scale_of(ScaleMap map, T raw, T clamp) {
+  switch (map) {
+    case ScaleMap::exp: return deepgen::scale_of<ScaleMap::exp>(raw, clamp);
+    case ScaleMap::tanh: return deepgen::scale_of<ScaleMap::tanh>(raw, clamp);
+    case ScaleMap::sigmoid: return deepgen::scale_of<ScaleMap::sigmoid>(raw, clamp);
+    default: return deepgen::scale_of<ScaleMap::atan>(raw, clamp);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ T log_scale_slope(ScaleMap map, T raw, T clamp, const Scale<T>& s) {
+  switch (map) {
+    case ScaleMap::exp: return deepgen::log_scale_slope<ScaleMap::exp>(raw, clamp, s);
+    case ScaleMap::tanh: return deepgen::log_scale_slope<ScaleMap::tanh>(raw, clamp, s);
+    case ScaleMap::sigmoid: return deepgen::log_scale_slope<ScaleMap::sigmoid>(raw, clamp, s);
+    default: return deepgen::log_scale_slope<ScaleMap::atan>(raw, clamp, s);
+  }
+}
+
+__device__ __forceinline__ bool transformed(const Operand& mask, int64_t offset) {
+  return static_cast<const bool*>(mask.data)[offset];
+}
+
+template <class S, int V>
+__global__ void __launch_bounds__(block_threads) forward_kernel(AffineCoupling p, Plan plan) {
+  using T = Compute<S>;
+  const Piece piece(p.extent, plan);
+  const T clamp = static_cast<T>(p.clamp);
+  T sum = 0;
+  for (int64_t i = piece.begin + piece.lane * V; i < piece.end; i += plan.group * V) {
+    const auto x = read<S, V>(p.x, offset_of<V>(p.x, p.extent, piece.row, i));
+    const auto raw = read<S, V>(p.raw_scale, offset_of<V>(p.raw_scale, p.extent, piece.row, i));
+    const auto shift = read<S, V>(p.shift, offset_of<V>(p.shift, p.extent, piece.row, i));
+    Pack<S, V> y;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (p.mask && !transformed(p.mask, offset_of<V>(p.mask, p.extent, piece.row, i) + v)) {
+        y.values[v] = x.values[v];
+        continue;
+      }
+      const Scale<T> s = scale_of<T>(p.scale_map, to_compute(raw.values[v]), clamp);
+      const T in = to_compute(x.values[v]), t = to_compute(shift.values[v]);
+      y.values[v] = to_storage<S>(p.inverse ? (in - t) * s.inverse : in * s.value + t);
+      sum += p.inverse ? -s.log : s.log;
+    }
+    write(p.y, offset_of<V>(p.y, p.extent, piece.row, i), y);
+  }
+  sum = group_sum(sum, plan.group);
+  if (piece.exists() && piece.lane == 0) {
+    T* sums = static_cast<T*>(plan.pieces == 1 ? p.log_det : p.partial_sums);
+    sums[piece.row * plan.pieces + piece.index] = sum;
+  }
+}
+
+template <class S, int V>
+__global__ void __launch_bounds__(block_threads) backward_kernel(AffineCouplingBackward p, Plan plan) {
+  using T = Compute<S>;
+  const Piece piece(p.extent, plan);
+  if (!piece.exists()) return;
+  const T clamp = static_cast<T>(p.clamp);
+  const T grad_log_det = static_cast<const T*>(p.grad_log_det)[piece.row * p.grad_log_det_stride];
+  for (int64_t i = piece.begin + piece.lane * V; i < piece.end; i += plan.group * V) {
+    const auto grad = read<S, V>(p.grad_output, offset_of<V>(p.grad_output, p.extent, piece.row, i));
+    const auto x = read<S, V>(p.x, offset_of<V>(p.x, p.extent, piece.row, i));
+    const auto raw = read<S, V>(p.raw_scale, offset_of<V>(p.raw_scale, p.extent, piece.row, i));
+    Pack<S, V> grad_input, grad_raw, grad_shift;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      if (p.mask && !transformed(p.mask, offset_of<V>(p.mask, p.extent, piece.row, i) + v)) {
+        grad_input.values[v] = grad.values[v];
+        grad_raw.values[v] = grad_shift.values[v] = to_storage<S>(T(0));
+        continue;
+      }
+      const T g = to_compute(grad.values[v]), r = to_compute(raw.values[v]);
+      const Scale<T> s = scale_of<T>(p.scale_map, r, clamp);
+      const T slope = log_scale_slope<T>(p.scale_map, r, clamp, s);
+      const T gs = g * (p.inverse ? s.inverse : s.value);
+      const T in = to_compute(x.values[v]);
+      grad_input.values[v] = to_storage<S>(gs);
+      grad_raw.values[v] =
+          to_storage<S>((p.inverse ? -(g * in + grad_log_det) : gs * in + grad_log_det) * slope);
+      grad_shift.values[v] = to_storage<S>(p.inverse ? -gs : g);
+    }
+    write(p.grad_input, offset_of<V>(p.grad_input, p.extent, piece.row, i), grad_input);
+    write(p.grad_raw_scale, offset_of<V>(p.grad_raw_scale, p.extent, piece.row, i), grad_raw);
+    if (p.grad_shift) write(p.grad_shift, offset_of<V>(p.grad_shift, p.extent, piece.row, i), grad_shift);
+  }
+}
+
+template <class S, int V>
+void forward_with_packs(const AffineCoupling& p, cudaStream_t stream) {
+  const Plan plan = plan_rows(p.extent, V);
+  launch(forward_kernel<S, V>, dim3(plan.blocks), dim3(block_threads), 0, stream, p, plan);
+  if (plan.pieces > 1) {
+    launch_add_pieces<Compute<S>>(p.partial_sums, p.extent.batch, plan.pieces, p.log_det, stream);
+  }
+}
+
+template <class S>
+void forward(const AffineCoupling& p, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(S);
+  bool packs = allows_packs<bool, V>(p.mask, p.extent);
+  for (const Operand& operand : {p.x, p.raw_scale, p.shift, p.y}) {
+    packs = packs && allows_packs<S, V>(operand, p.extent);
+  }
+  packs ? forward_with_packs<S, V>(p, stream) : forward_with_packs<S, 1>(p, stream);
+}
+
+template <class S, int V>
+void backward_with_packs(const AffineCouplingBackward& p, cudaStream_t stream) {
+  const Plan plan = plan_rows(p.extent, V);
+  launch(backward_kernel<S, V>, dim3(plan.blocks), dim3(block_threads), 0, stream, p, plan);
+}
+
+template <class S>
+void backward(const AffineCouplingBackward& p, cudaStream_t stream) {
+  constexpr int V = 16 / sizeof(S);
+  bool packs = allows_packs<bool, V>(p.mask, p.extent);
+  for (const Operand& operand :
+       {p.grad_output, p.x, p.raw_scale, p.grad_input, p.grad_raw_scale, p.grad_shift}) {
+    packs = packs && allows_packs<S, V>(operand, p.extent);
+  }
+  packs ? backward_with_packs<S, V>(p, stream) : backward_with_packs<S, 1>(p, stream);
+}
+
+}  // namespace
+
+int64_t affine_coupling_pieces(const Extent& extent) { return pieces_of_row(extent.row()); }
+
+void affine_coupling(const AffineCoupling& p, void* stream) {
+  const auto s = static_cast<cudaStream_t>(stream);
+  switch (p.storage) {
+    case Storage::f32: return forward<float>(p, s);
+    case Storage::f64: return forward<double>(p, s);
+    case Storage::bf16: return forward<__nv_bfloat16>(p, s);
+    case Storage::f16: return forward<__half>(p, s);
+  }
+}
+
+void affine_coupling_backward(const AffineCouplingBackward& p, void* stream) {
+  const auto s = static_cast<cudaStream_t>(stream);
+  switch (p.storage) {
+    case Storage::f32: return backward<float>(p, s);
+    case Storage::f64: return backward<double>(p, s);
+    case Storage::bf16: return backward<__nv_bfloat16>(p, s);
+    case Storage::f16: return backward<__half>(p, s);
+  }
+}
+
+}  // namespace deepgen::cuda

@@ -1,0 +1,172 @@
+"""Affine coupling: an elementwise affine map with a bounded scale and its log-determinant, in one pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from deepgen_ext._extension import library
+
+
+def affine_coupling(
+    x: Tensor,
+    raw_scale: Tensor | None,
+    shift: Tensor,
+    *,
+    scale_map: str = "exp",
+    clamp: float = 2.0,
+    inverse: bool = False,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Computes y = x * s + shift (or its inverse) and log_det = sum of log s, fused.
+
+    With l = log s the map from the unbounded `raw_scale` is
+
+    ===========  ==========================================  ===================
+    scale_map    log s                                       s lies in
+    ===========  ==========================================  ===================
+    "exp"        raw                                         (0, inf)
+    "tanh"       tanh(raw)                                   (1/e, e)
+    "sigmoid"    log sigmoid(raw + 2)          (Glow)        (0, 1)
+    "atan"       clamp * 2/pi * atan(raw / clamp)            (e^-clamp, e^clamp)
+    ===========  ==========================================  ===================
+
+    forward: y = x * s + shift, log_det = sum l; inverse: x = (y - shift) / s, log_det = -sum l. The sum runs over all
+    dimensions but the first.
+
+    Args:
+        x: (batch, ...), float32, float64, bfloat16 or float16, on the CPU or a CUDA device.
+        raw_scale: the shape, dtype and device of x; any strides, so that both halves of a conditioner's output are
+            used where they lie. None makes the map additive: y = x + shift, log_det = 0, no scale is touched.
+        shift: like raw_scale.
+        scale_map: one of the table.
+        clamp: bound of |log s| for "atan", above 0; unused by the other maps.
+        inverse: apply the inverse map.
+        mask: bool, broadcastable to one sample, x.shape[1:]. Elements where it is False pass through unchanged and add
+            nothing to log_det (the checkerboard of RealNVP). None transforms everything.
+
+    Returns:
+        y, like x, and log_det, (batch,): float32 for half types, else x's dtype. In nats.
+
+    Differentiable in x, raw_scale and shift, twice (the second time in plain torch operations). The backward pass
+    recomputes the scale, so the graph keeps x (the result, for the inverse) and raw_scale. Deterministic. Under
+    autocast it runs in float32. NaNs propagate.
+
+    Raises:
+        ValueError: another shape or device than x's, an unknown scale_map, clamp not above 0, a mask that does not
+            broadcast.
+        TypeError: a tensor that is not floating-point, dtypes that differ, a mask that is not bool.
+
+    RealNVP: Dinh et al. 2017, arXiv:1605.08803. Glow: Kingma & Dhariwal 2018, arXiv:1807.03039.
+    """
+    if raw_scale is None:
+        return _additive(x, shift, inverse, mask)
+    return library.affine_coupling(x, raw_scale, shift, mask, scale_map, clamp, inverse)
+
+
+def _additive(x: Tensor, shift: Tensor, inverse: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if x.shape != shift.shape:
+        raise ValueError(f"shift must have the shape of x, {tuple(x.shape)}, got {tuple(shift.shape)}")
+    if not (x.is_floating_point() and shift.is_floating_point()):
+        raise TypeError(f"x and shift must be floating-point tensors, got {x.dtype} and {shift.dtype}")
+    if mask is not None:
+        shift = shift * mask
+    y = x - shift if inverse else x + shift
+    sum_type = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return y, x.new_zeros(x.shape[0], dtype=sum_type)
+
+
+@torch.library.register_fake("deepgen_ext::affine_coupling")
+def _(x, raw_scale, shift, mask, scale_map, clamp, inverse):
+    sum_type = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=sum_type)
+
+
+@torch.library.register_fake("deepgen_ext::affine_coupling_backward")
+def _(grad_output, grad_log_det, x, raw_scale, mask, scale_map, clamp, inverse):
+    gradients = [torch.empty_like(x), torch.empty_like(raw_scale)]
+    if inverse or mask is not None:
+        gradients.append(torch.empty_like(raw_scale))
+    return gradients
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    x, raw_scale, _, mask, *options = inputs
+    # The backward kernel wants the argument of the scale: the result, for the inverse.
+    ctx.save_for_backward(output[0] if options[-1] else x, raw_scale, mask)
+    ctx.options = options
+
+
+def _backward(ctx, grad_output, grad_log_det):
+    x, raw_scale, mask = ctx.saved_tensors
+    gradients = library.affine_coupling_backward(
+        grad_output, grad_log_det, x, raw_scale, mask, *ctx.options
+    )
+    grad_x, grad_raw, grad_shift = gradients if len(gradients) == 3 else (*gradients, grad_output)
+    return grad_x, grad_raw, grad_shift, None, None, None, None
+
+
+torch.library.register_autograd(
+    "deepgen_ext::affine_coupling", _backward, setup_context=_save_for_backward
+)
+
+
+def _log_scale_derivatives(raw: Tensor, scale_map: str, clamp: float) -> tuple[Tensor, Tensor, Tensor]:
+    """l = log s(raw), its slope l' and its curvature l''."""
+    if scale_map == "exp":
+        return raw, torch.ones_like(raw), torch.zeros_like(raw)
+    if scale_map == "tanh":
+        log_scale = torch.tanh(raw)
+        slope = 1 - log_scale**2
+        return log_scale, slope, -2 * log_scale * slope
+    if scale_map == "sigmoid":
+        slope = torch.sigmoid(-raw - 2)
+        return torch.nn.functional.logsigmoid(raw + 2), slope, slope * (slope - 1)
+    ratio = raw / clamp
+    slope = (2 / math.pi) / (1 + ratio**2)
+    return clamp * (2 / math.pi) * torch.atan(ratio), slope, -2 * ratio * slope / (clamp * (1 + ratio**2))
+
+
+def _save_for_double_backward(ctx, inputs, output) -> None:
+    *tensors, scale_map, clamp, inverse = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.options = scale_map, clamp, inverse
+
+
+def _double_backward(ctx, cotangents):
+    """The gradient of the gradients' formulas in csrc/affine_coupling.h, with cotangents (a, b, c)."""
+    g, grad_log_det, x, raw_scale, mask = ctx.saved_tensors
+    scale_map, clamp, inverse = ctx.options
+    a, b = cotangents[:2]
+    c = cotangents[2] if len(cotangents) == 3 else torch.zeros_like(g)
+    log_scale, slope, curvature = _log_scale_derivatives(raw_scale, scale_map, clamp)
+    total = grad_log_det.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1))
+    if inverse:
+        inverse_scale = torch.exp(-log_scale)
+        by_g = (a - c) * inverse_scale - b * x * slope
+        by_total = -b * slope
+        by_x = -b * g * slope
+        by_raw = (c - a) * g * slope * inverse_scale - b * (g * x + total) * curvature
+    else:
+        scale = torch.exp(log_scale)
+        by_g = a * scale + b * x * scale * slope + c
+        by_total = b * slope
+        by_x = b * g * scale * slope
+        by_raw = a * g * scale * slope + b * (g * x * scale * slope**2 + (g * x * scale + total) * curvature)
+    if mask is not None:
+        by_g = torch.where(mask, by_g, a)
+        zero = torch.zeros((), dtype=g.dtype, device=g.device)
+        by_total, by_x, by_raw = (torch.where(mask, v, zero) for v in (by_total, by_x, by_raw))
+    by_total = by_total.sum(dim=list(range(1, g.dim()))).to(grad_log_det.dtype) if g.dim() > 1 else by_total
+    return by_g, by_total, by_x, by_raw, None, None, None, None
+
+
+torch.library.register_autograd(
+    "deepgen_ext::affine_coupling_backward", _double_backward, setup_context=_save_for_double_backward
+)
+
+for _device in ("cpu", "cuda"):
+    # Log-determinants are long sums: autocast must not round their terms to half precision.
+    torch.library.register_autocast("deepgen_ext::affine_coupling", _device, torch.float32)
