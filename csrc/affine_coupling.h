@@ -61,44 +61,58 @@ void affine_coupling_backward(const AffineCouplingBackward&, void* stream);
 int64_t affine_coupling_pieces(const Extent&);
 }  // namespace cuda
 
-// log s, s and 1/s of one element.
-template <class T>
-struct Scale {
-  T log, value, inverse;
-};
+// One element. Three functions of plain scalars: a struct of results kept the vectoriser away; what they compute in
+// common the compiler finds.
 
+// exp(-|v|) with v = raw + 2: both sides of the sigmoid without overflow.
+template <class T>
+DEEPGEN_HD T sigmoid_decay(T raw) {
+  const T v = raw + T(2);
+  return exp_of(v < T(0) ? v : -v);
+}
+
+// log s.
 template <ScaleMap M, class T>
-DEEPGEN_HD Scale<T> scale_of(T raw, T clamp) {
-  if constexpr (M == ScaleMap::sigmoid) {
-    // v = raw + 2, e = exp(-|v|): s = 1 / (1 + exp(-v)), log s = min(v, 0) - ln(1 + e), with no overflow either side.
+DEEPGEN_HD T log_scale_of(T raw, T clamp) {
+  if constexpr (M == ScaleMap::exp) {
+    return raw;
+  } else if constexpr (M == ScaleMap::tanh) {
+    return tanh_of(raw);
+  } else if constexpr (M == ScaleMap::sigmoid) {
     const T v = raw + T(2);
-    const T e = exp_of(v < T(0) ? v : -v);
-    const T positive = v < T(0) ? e : T(1);  // s = positive / (1 + e)
-    const T inverse = (T(1) + e) / positive;
-    return {(v < T(0) ? v : T(0)) - log1p_of_unit(e), positive / (T(1) + e), inverse};
+    return (v < T(0) ? v : T(0)) - log1p_of_unit(sigmoid_decay(raw));
   } else {
-    T log = raw;
-    if constexpr (M == ScaleMap::tanh) log = tanh_of(raw);
-    if constexpr (M == ScaleMap::atan) {
-      log = clamp * T(0.63661977236758134308) * atan_of(raw / clamp);
-    }
-    return {log, exp_of(log), exp_of(-log)};
+    return clamp * T(0.63661977236758134308) * atan_of(raw / clamp);
+  }
+}
+
+// What x, or y - t, is multiplied with: s forward, 1/s in the inverse.
+template <ScaleMap M, class T>
+DEEPGEN_HD T factor_of(T raw, T log_scale, bool inverse) {
+  if constexpr (M == ScaleMap::sigmoid) {
+    const T e = sigmoid_decay(raw);
+    const T positive = raw + T(2) < T(0) ? e : T(1);  // s = positive / (1 + e)
+    return inverse ? (T(1) + e) / positive : positive / (T(1) + e);
+  } else {
+    return exp_of(inverse ? -log_scale : log_scale);
   }
 }
 
 // d log s / d raw.
 template <ScaleMap M, class T>
-DEEPGEN_HD T log_scale_slope(T raw, T clamp, const Scale<T>& s) {
-  if constexpr (M == ScaleMap::exp) return T(1);
-  if constexpr (M == ScaleMap::tanh) return T(1) - s.log * s.log;
-  if constexpr (M == ScaleMap::sigmoid) {
-    // 1 - s without cancellation: sigmoid(-v) = e^-v s.
-    const T v = raw + T(2);
-    const T e = exp_of(v < T(0) ? v : -v);
-    return (v < T(0) ? T(1) : e) / (T(1) + e);
+DEEPGEN_HD T slope_of(T raw, T log_scale, T clamp) {
+  if constexpr (M == ScaleMap::exp) {
+    return T(1);
+  } else if constexpr (M == ScaleMap::tanh) {
+    return T(1) - log_scale * log_scale;
+  } else if constexpr (M == ScaleMap::sigmoid) {
+    // 1 - s without cancellation.
+    const T e = sigmoid_decay(raw);
+    return (raw + T(2) < T(0) ? T(1) : e) / (T(1) + e);
+  } else {
+    const T ratio = raw / clamp;
+    return T(0.63661977236758134308) / (T(1) + ratio * ratio);
   }
-  const T ratio = raw / clamp;
-  return T(0.63661977236758134308) / (T(1) + ratio * ratio);
 }
 
 }  // namespace deepgen

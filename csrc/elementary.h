@@ -29,6 +29,12 @@ DEEPGEN_HD int32_t to_bits(float value) {
   return bits;
 }
 
+// chosen ? a : b on bits. A plain conditional invites the compiler to branch, and then no loop is vectorised.
+DEEPGEN_HD float select(bool chosen, float a, float b) {
+  const int32_t mask = -static_cast<int32_t>(chosen);
+  return from_bits((to_bits(a) & mask) | (to_bits(b) & ~mask));
+}
+
 // e^x = 2^n e^r with |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds x / ln 2 to an integer and leaves it in the low bits;
 // the power is applied in two halves so that the results overflow to inf and underflow gradually as they should.
 // The comparisons let NaN through.
@@ -76,7 +82,7 @@ DEEPGEN_HD float tanh(float x) {
   small = small * x2 * x + x;
   const float e = polynomial::exp(-2.0f * a);
   const float large = std::copysign((1.0f - e) / (1.0f + e), x);
-  return a < 0.625f ? small : large;
+  return select(a < 0.625f, small, large);
 }
 
 DEEPGEN_HD float atan(float x) {

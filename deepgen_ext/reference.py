@@ -1,7 +1,7 @@
 """The specification of every op: the same signatures as `deepgen_ext.ops`, in plain torch.
 
-Tests and benchmarks compare with these functions. Nothing that ships calls them in place of a kernel. They check
-no inputs and take no short cut: one line of mathematics is one line of code.
+Tests and benchmarks compare with these functions. Nothing that ships calls them in place of a
+kernel. They check no inputs and take no short cut: one line of mathematics is one line of code.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ def affine_coupling(
 ) -> tuple[Tensor, Tensor]:
     """y = x * s + shift, or (x - shift) / s with `inverse`; log_det = +- sum log s, shape (batch,).
 
-    log s = raw ("exp"), tanh(raw) ("tanh"), log sigmoid(raw + 2) ("sigmoid"), clamp * 2/pi * atan(raw / clamp)
-    ("atan"), or 0 where `raw_scale` is None. Where `mask` (broadcastable to x.shape[1:]) is False, y = x.
+    log s = raw ("exp"), tanh(raw) ("tanh"), log sigmoid(raw + 2) ("sigmoid"), clamp * 2/pi *
+    atan(raw / clamp) ("atan"), or 0 where `raw_scale` is None. Where `mask` (broadcastable to
+    x.shape[1:]) is False, y = x.
     """
     accumulate = _accumulation_dtype(x.dtype)
     if raw_scale is None:
@@ -60,7 +61,8 @@ def channel_affine(
 ) -> tuple[Tensor, Tensor]:
     """y = x * exp(log_scale) + shift per channel, or (x - shift) * exp(-log_scale) with `inverse`.
 
-    x is (batch, C, ...), log_scale and shift (C,). log_det = +- (positions per channel) * sum log_scale, (batch,).
+    x is (batch, C, ...), log_scale and shift (C,). log_det = +- (positions per channel) * sum
+    log_scale, (batch,).
     """
     accumulate = _accumulation_dtype(x.dtype)
     per_channel = (-1,) + (1,) * (x.ndim - 2)

@@ -24,9 +24,10 @@ DEEPGEN_INLINE void map_elements(int64_t n, const T* __restrict x, const T* __re
                                  T* __restrict log_scale) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const Scale<T> s = scale_of<M>(raw[i], clamp);
-    y[i] = Inverse ? (x[i] - shift[i]) * s.inverse : x[i] * s.value + shift[i];
-    log_scale[i] = Inverse ? -s.log : s.log;
+    const T log = log_scale_of<M>(raw[i], clamp);
+    const T factor = factor_of<M>(raw[i], log, Inverse);
+    y[i] = Inverse ? (x[i] - shift[i]) * factor : x[i] * factor + shift[i];
+    log_scale[i] = Inverse ? -log : log;
   }
 }
 
@@ -36,15 +37,12 @@ DEEPGEN_INLINE void map_gradients(int64_t n, const T* __restrict g, const T* __r
                                   T* __restrict grad_input, T* __restrict grad_raw) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
-    const Scale<T> s = scale_of<M>(raw[i], clamp);
-    const T slope = log_scale_slope<M>(raw[i], clamp, s);
-    if constexpr (Inverse) {
-      grad_input[i] = g[i] * s.inverse;
-      grad_raw[i] = -(g[i] * x[i] + grad_log_det[i]) * slope;
-    } else {
-      grad_input[i] = g[i] * s.value;
-      grad_raw[i] = (grad_input[i] * x[i] + grad_log_det[i]) * slope;
-    }
+    const T log = log_scale_of<M>(raw[i], clamp);
+    const T slope = slope_of<M>(raw[i], log, clamp);
+    const T gradient = g[i] * factor_of<M>(raw[i], log, Inverse);
+    grad_input[i] = gradient;
+    // The inverse's scale acts on its result x = (y - t) / s, whose gradient has g where the forward map's has g s.
+    grad_raw[i] = (Inverse ? -(g[i] * x[i] + grad_log_det[i]) : gradient * x[i] + grad_log_det[i]) * slope;
   }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
-#define DEEPGEN_SIMD __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#define DEEPGEN_SIMD __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DEEPGEN_SIMD
 #endif

@@ -12,23 +12,25 @@
 namespace deepgen::cuda {
 namespace {
 
+// log s, s or 1/s, and the slope of log s, of one element.
 template <class T>
-__device__ __forceinline__ Scale<T> scale_of(ScaleMap map, T raw, T clamp) {
-  switch (map) {
-    case ScaleMap::exp: return deepgen::scale_of<ScaleMap::exp>(raw, clamp);
-    case ScaleMap::tanh: return deepgen::scale_of<ScaleMap::tanh>(raw, clamp);
-    case ScaleMap::sigmoid: return deepgen::scale_of<ScaleMap::sigmoid>(raw, clamp);
-    default: return deepgen::scale_of<ScaleMap::atan>(raw, clamp);
-  }
+struct Scale {
+  T log, factor, slope;
+};
+
+template <ScaleMap M, class T>
+__device__ __forceinline__ Scale<T> scale_of(T raw, T clamp, bool inverse) {
+  const T log = log_scale_of<M>(raw, clamp);
+  return {log, factor_of<M>(raw, log, inverse), slope_of<M>(raw, log, clamp)};
 }
 
 template <class T>
-__device__ __forceinline__ T log_scale_slope(ScaleMap map, T raw, T clamp, const Scale<T>& s) {
+__device__ __forceinline__ Scale<T> scale_of(ScaleMap map, T raw, T clamp, bool inverse) {
   switch (map) {
-    case ScaleMap::exp: return deepgen::log_scale_slope<ScaleMap::exp>(raw, clamp, s);
-    case ScaleMap::tanh: return deepgen::log_scale_slope<ScaleMap::tanh>(raw, clamp, s);
-    case ScaleMap::sigmoid: return deepgen::log_scale_slope<ScaleMap::sigmoid>(raw, clamp, s);
-    default: return deepgen::log_scale_slope<ScaleMap::atan>(raw, clamp, s);
+    case ScaleMap::exp: return scale_of<ScaleMap::exp>(raw, clamp, inverse);
+    case ScaleMap::tanh: return scale_of<ScaleMap::tanh>(raw, clamp, inverse);
+    case ScaleMap::sigmoid: return scale_of<ScaleMap::sigmoid>(raw, clamp, inverse);
+    default: return scale_of<ScaleMap::atan>(raw, clamp, inverse);
   }
 }
 
@@ -53,9 +55,9 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(AffineCoupling p
         y.values[v] = x.values[v];
         continue;
       }
-      const Scale<T> s = scale_of<T>(p.scale_map, to_compute(raw.values[v]), clamp);
+      const Scale<T> s = scale_of<T>(p.scale_map, to_compute(raw.values[v]), clamp, p.inverse);
       const T in = to_compute(x.values[v]), t = to_compute(shift.values[v]);
-      y.values[v] = to_storage<S>(p.inverse ? (in - t) * s.inverse : in * s.value + t);
+      y.values[v] = to_storage<S>(p.inverse ? (in - t) * s.factor : in * s.factor + t);
       sum += p.inverse ? -s.log : s.log;
     }
     write(p.y, offset_of<V>(p.y, p.extent, piece.row, i), y);
@@ -87,13 +89,12 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(AffineCouplingB
         continue;
       }
       const T g = to_compute(grad.values[v]), r = to_compute(raw.values[v]);
-      const Scale<T> s = scale_of<T>(p.scale_map, r, clamp);
-      const T slope = log_scale_slope<T>(p.scale_map, r, clamp, s);
-      const T gs = g * (p.inverse ? s.inverse : s.value);
+      const Scale<T> s = scale_of<T>(p.scale_map, r, clamp, p.inverse);
+      const T gs = g * s.factor;
       const T in = to_compute(x.values[v]);
       grad_input.values[v] = to_storage<S>(gs);
       grad_raw.values[v] =
-          to_storage<S>((p.inverse ? -(g * in + grad_log_det) : gs * in + grad_log_det) * slope);
+          to_storage<S>((p.inverse ? -(g * in + grad_log_det) : gs * in + grad_log_det) * s.slope);
       grad_shift.values[v] = to_storage<S>(p.inverse ? -gs : g);
     }
     write(p.grad_input, offset_of<V>(p.grad_input, p.extent, piece.row, i), grad_input);

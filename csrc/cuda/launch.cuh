@@ -19,8 +19,8 @@
 
 // DEEPGEN_DYNAMIC_SHARED(T, name): a T* to the launch's shared_bytes, aligned to 128 bytes. One
 // untyped buffer for all kernels, so that templates of several types do not clash.
-#define DEEPGEN_DYNAMIC_SHARED(T, name)                                      \
-  extern __shared__ __align__(128) unsigned char deepgen_dynamic_shared[];   \
+#define DEEPGEN_DYNAMIC_SHARED(T, name)                                    \
+  extern __shared__ __align__(128) unsigned char deepgen_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(deepgen_dynamic_shared)
 
 #elif !defined(DEEPGEN_CUDA_EMULATION)
