@@ -279,6 +279,3 @@ def _views_of(tensor: Tensor):
         yield torch.cat([torch.zeros_like(tensor), tensor], 1)[:, tensor.shape[1] :]
         yield tensor.transpose(0, -1).contiguous().transpose(0, -1)
         yield tensor.transpose(1, -1).contiguous().transpose(1, -1)
-
-
-# ---------------------------------------------------------------- ops

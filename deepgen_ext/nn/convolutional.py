@@ -1,0 +1,114 @@
+"""Convolutional conditioners of flows on images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .context import check_context
+
+
+class ZeroConv2d(nn.Module):
+    """A 3x3 convolution that starts at zero, its output scaled by a learned exp(3 * log_scale).
+
+    Kingma & Dhariwal, "Glow", 2018, as in their code. The scale multiplies the weights, not the
+    image.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.log_scale = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_context(context, 0)
+        scale = (3 * self.log_scale).exp()
+        return F.conv2d(x, self.weight * scale.view(-1, 1, 1, 1), self.bias * scale, padding=1)
+
+
+class GlowConvNet(nn.Module):
+    """Glow's coupling network: 3x3 convolution, ReLU, 1x1 convolution, ReLU, `ZeroConv2d`.
+
+    (n, in_channels, H, W) -> (n, out_channels, H, W); zero at the start. A context, (n,
+    context_features) or a map (n, context_features, H, W), is projected and added before the first
+    ReLU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 128,
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.input = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.hidden = nn.Conv2d(hidden_channels, hidden_channels, 1)
+        self.output = ZeroConv2d(hidden_channels, out_channels)
+        self.context = _context_projection(context_features, hidden_channels)
+        self.context_features = context_features
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_context(context, self.context_features)
+        h = self.input(x)
+        if context is not None:
+            h = h + self.context(_as_map(context))
+        h = self.hidden(h.relu_()).relu_()
+        return self.output(h)
+
+
+class ResidualConvNet(nn.Module):
+    """RealNVP's coupling network: a 3x3 convolution, `blocks` residual blocks, ReLU, `ZeroConv2d`.
+
+    A block is h + conv(relu(conv(relu(h)))), 3x3 both. Shapes and context as in `GlowConvNet`. Dinh
+    et al., "Density estimation using Real NVP", 2017, without its batch normalisation: a
+    conditioner that depends on the other samples has no exact inverse.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden_channels: int = 64,
+        blocks: int = 2,
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        self.input = nn.Conv2d(in_channels, hidden_channels, 3, padding=1)
+        self.blocks = nn.ModuleList(_ResidualBlock(hidden_channels) for _ in range(blocks))
+        self.output = ZeroConv2d(hidden_channels, out_channels)
+        self.context = _context_projection(context_features, hidden_channels)
+        self.context_features = context_features
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        check_context(context, self.context_features)
+        h = self.input(x)
+        if context is not None:
+            h = h + self.context(_as_map(context))
+        for block in self.blocks:
+            h = block(h)
+        return self.output(h.relu())
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x.relu()).relu_())
+
+
+def _context_projection(context_features: int, hidden_channels: int) -> nn.Module | None:
+    if not context_features:
+        return None
+    return nn.Conv2d(
+        context_features, hidden_channels, 1, bias=False
+    )  # the layer it joins has a bias
+
+
+def _as_map(context: Tensor) -> Tensor:
+    return context[:, :, None, None] if context.ndim == 2 else context

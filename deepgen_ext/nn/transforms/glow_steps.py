@@ -1,0 +1,89 @@
+"""A chain of Glow's steps whose small matrices are computed together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .actnorm import check_channels
+from .conv1x1 import ActNormConv1x1, inverse_in_double, lu_product, multiply
+from .sequential import Sequential
+from .transform import Transform
+
+
+class GlowSteps(Sequential):
+    """Sequential(ActNormConv1x1, coupling, ActNormConv1x1, coupling, ...), with less overhead.
+
+    The C x C matrices of all 1x1 convolutions are multiplied out, or inverted, as one batch: done
+    one by one, their dozen tiny calls a step cost as much as a small coupling network. Layers,
+    parameters and results are those of the Sequential. The first, initialising batch and the
+    reversible mode, which need the steps one after the other, run as it does.
+
+    Args:
+        channels: number of channels of x, (batch, channels, ...).
+        couplings: the coupling of each step, at least one.
+        reversible: as in `Sequential`.
+    """
+
+    def __init__(
+        self, channels: int, couplings: Sequence[Transform], *, reversible: bool = False
+    ) -> None:
+        if not couplings:
+            raise ValueError("couplings: expected at least one, got none")
+        layers = [layer for coupling in couplings for layer in (ActNormConv1x1(channels), coupling)]
+        super().__init__(*layers, reversible=reversible)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        linear, couplings = self._halves()
+        one_by_one = self.reversible and torch.is_grad_enabled()
+        if one_by_one or any(layer.needs_initialization for layer in linear):
+            return super().forward(x, context)
+        check_channels(x, linear[0].channels)
+        factors = _stacked(linear)
+        with torch.autocast(x.device.type, enabled=False):
+            weights = lu_product(*factors).unbind()
+        log_dets = []
+        for layer, coupling, weight in zip(linear, couplings, weights, strict=True):
+            x = multiply(x, weight, layer.shift)
+            x, log_det = coupling(x, context)
+            log_dets.append(log_det)
+        return x, torch.stack(log_dets).sum(0) + _log_det(x, factors)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.reversible and torch.is_grad_enabled():
+            return super().inverse(y, context)
+        linear, couplings = self._halves()
+        check_channels(y, linear[0].channels)
+        factors = _stacked(linear)
+        with torch.autocast(y.device.type, enabled=False):
+            weights = inverse_in_double(lu_product(*factors))
+            shifts = torch.stack([layer.shift for layer in linear]).double().unsqueeze(2)
+            biases = -(weights @ shifts).squeeze(2)
+        log_dets = []
+        for index in reversed(range(len(linear))):
+            y, log_det = couplings[index].inverse(y, context)
+            log_dets.append(log_det)
+            y = multiply(y, weights[index], biases[index])
+        return y, torch.stack(log_dets).sum(0) - _log_det(y, factors)
+
+    def _halves(self) -> tuple[list[ActNormConv1x1], list[Transform]]:
+        """The linear layers and the couplings."""
+        layers = list(self.transforms)
+        return layers[::2], layers[1::2]
+
+
+def _stacked(layers: list[ActNormConv1x1]) -> list[Tensor]:
+    """The factors of all layers, each with a leading dimension for the layer."""
+    factors = zip(*(layer.factors() for layer in layers), strict=True)
+    return [torch.stack(factor) for factor in factors]
+
+
+def _log_det(x: Tensor, factors: list[Tensor]) -> Tensor:
+    """Of all linear layers together: one number, the same for every sample."""
+    *_, log_diagonals, log_scales = factors
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    total = (log_diagonals + log_scales).sum(dtype=torch.float32 if half else None)
+    return total * math.prod(x.shape[2:])
