@@ -1,10 +1,14 @@
-// Glue of channel_affine: checks the inputs once, allocates the outputs, calls the kernel of the device.
+// Glue of channel_affine: checks the inputs once, allocates the outputs, calls the kernel of the device, and ties the
+// gradient to the op.
 #include "channel_affine.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
 #include "glue.h"
+#ifndef DEEPGEN_EMULATED
+#include <torch/csrc/autograd/custom_function.h>
+#endif
 
 namespace deepgen {
 namespace {
@@ -129,8 +133,43 @@ void implement(torch::Library& library) {
   library.impl("channel_affine_backward", channel_affine_backward);
 }
 
+#ifndef DEEPGEN_EMULATED
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// Keeps x (for the inverse its result) and log_scale.
+struct Differentiable : torch::autograd::Function<Differentiable> {
+  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& log_scale,
+                               const Tensor& shift, bool inverse) {
+    static const auto op = registered_op<decltype(channel_affine)>("deepgen_ext::channel_affine");
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    auto [y, log_det] = op.call(x, log_scale, shift, inverse);
+    context->save_for_backward({inverse ? y : x, log_scale});
+    context->saved_data["inverse"] = inverse;
+    return {y, log_det};
+  }
+
+  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
+    static const auto op =
+        registered_op<decltype(channel_affine_backward)>("deepgen_ext::channel_affine_backward");
+    const UnlessDifferentiatedAgain below_autograd;
+    const variable_list saved = context->get_saved_variables();
+    auto [by_x, by_log_scale, by_shift] = op.call(gradients[0], gradients[1], saved[0], saved[1],
+                                                  context->saved_data["inverse"].toBool());
+    return {by_x, by_log_scale, by_shift, Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& log_scale, const Tensor& shift,
+                                          bool inverse) {
+  const auto outputs = Differentiable::apply(x, log_scale, shift, inverse);
+  return {outputs[0], outputs[1]};
+}
+#endif
+
 }  // namespace
 
 DEEPGEN_REGISTER(implement)
+DEEPGEN_REGISTER_AUTOGRAD("channel_affine", differentiable)
 
 }  // namespace deepgen

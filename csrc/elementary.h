@@ -35,26 +35,23 @@ DEEPGEN_HD float select(bool chosen, float a, float b) {
   return from_bits((to_bits(a) & mask) | (to_bits(b) & ~mask));
 }
 
-// e^x = 2^n e^r with |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds x / ln 2 to an integer and leaves it in the low bits;
-// the power is applied in two halves so that the results overflow to inf and underflow gradually as they should.
-// The comparisons let NaN through.
+// e^x = 2^n e^r with |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds x / ln 2 to an integer and leaves it in the low bits.
+// The polynomial is doubled and the power halved, so that one product serves up to the overflow to inf; below 1e-38
+// the result is 0. In pairs of terms (Estrin), not one after the other: the chain of dependent products, not their
+// number, is what such a loop waits for. The comparisons let NaN through.
 DEEPGEN_HD float exp(float x) {
   const float rounder = 12582912.0f;
-  x = x > 89.0f ? 89.0f : x;
-  x = x < -104.0f ? -104.0f : x;
+  x = x > 89.5f ? 89.5f : x;
+  x = x < -87.5f ? -87.5f : x;
   const float shifted = x * 1.44269504088896341f + rounder;
   const float n = shifted - rounder;
   const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const int32_t power = to_bits(shifted) - 0x4B400000;
-  const int32_t half = power >> 1;
-  return p * from_bits((half + 127) << 23) * from_bits((power - half + 127) << 23);
+  const float r2 = r * r;
+  float p = (2 * 1.9875691500e-4f * r + 2 * 1.3981999507e-3f) * r2;
+  p += 2 * 8.3334519073e-3f * r + 2 * 4.1665795894e-2f;
+  p = p * r2 + (2 * 1.6666665459e-1f * r + 2 * 5.0000001201e-1f);
+  p = p * r2 + (2 * r + 2);
+  return p * from_bits((to_bits(shifted) - (0x4B400000 - 126)) << 23);
 }
 
 // ln(1 + u) for 0 <= u <= 1, relatively exact also for tiny u.

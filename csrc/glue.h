@@ -7,7 +7,10 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/DeviceGuard.h>
+#include <c10/core/GradMode.h>
 #include <torch/library.h>
 
 #include "operand.h"
@@ -40,7 +43,32 @@
     implement(library);                                                      \
   }
 
+// Registers `function` as the differentiable form of an op. The emulation tests kernels and needs none.
+#ifdef DEEPGEN_EMULATED
+#define DEEPGEN_REGISTER_AUTOGRAD(name, function)
+#else
+#define DEEPGEN_REGISTER_AUTOGRAD(name, function)                                \
+  DEEPGEN_EXPANDED(TORCH_LIBRARY_IMPL, DEEPGEN_NAMESPACE, Autograd, library) {   \
+    library.impl(name, function);                                                \
+  }
+#endif
+
 namespace deepgen {
+
+// The registered op, to be called through the dispatcher as Python would.
+template <class Signature>
+c10::TypedOperatorHandle<Signature> registered_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// In a backward pass: skips the Python half of autograd, which knows the gradient's gradient and costs 50 us a call,
+// unless a graph of the gradient is wanted (create_graph=True).
+struct UnlessDifferentiatedAgain {
+  UnlessDifferentiatedAgain() {
+    if (!c10::GradMode::is_enabled()) below_autograd.emplace();
+  }
+  std::optional<at::AutoDispatchBelowADInplaceOrView> below_autograd;
+};
 
 // TypeError unless the tensor is floating-point of a type the kernels know.
 Storage storage_of(const at::Tensor& tensor, const char* name);

@@ -79,13 +79,38 @@ DEEPGEN_INLINE void map_gradient_tile(const AffineCouplingBackward& p, int64_t n
   });
 }
 
-template <class T>
-DEEPGEN_INLINE void sum_rows_of(const T* values, int64_t rows, int64_t columns, T* sums) {
+// Rows of a length known to the compiler: their sums interleave.
+template <int64_t Columns, class T>
+DEEPGEN_INLINE void sum_short_rows(const T* __restrict values, int64_t rows, T* __restrict sums) {
   for (int64_t r = 0; r < rows; ++r) {
     T sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < columns; ++i) sum += values[r * columns + i];
+    for (int64_t i = 0; i < Columns; ++i) sum += values[r * Columns + i];
     sums[r] = sum;
+  }
+}
+
+template <class T>
+DEEPGEN_INLINE void sum_rows_of(const T* __restrict values, int64_t rows, int64_t columns, T* __restrict sums) {
+  switch (columns) {
+    case 1: return sum_short_rows<1>(values, rows, sums);
+    case 2: return sum_short_rows<2>(values, rows, sums);
+    case 4: return sum_short_rows<4>(values, rows, sums);
+    case 8: return sum_short_rows<8>(values, rows, sums);
+    case 16: return sum_short_rows<16>(values, rows, sums);
+  }
+  // Four sums side by side: one alone waits for each addition.
+  const int64_t quarter = columns / 4;
+  for (int64_t r = 0; r < rows; ++r, values += columns) {
+    T a = 0, b = 0, c = 0, d = 0;
+#pragma omp simd reduction(+ : a, b, c, d)
+    for (int64_t i = 0; i < quarter; ++i) {
+      a += values[i];
+      b += values[i + quarter];
+      c += values[i + 2 * quarter];
+      d += values[i + 3 * quarter];
+    }
+    for (int64_t i = 4 * quarter; i < columns; ++i) a += values[i];
+    sums[r] = (a + b) + (c + d);
   }
 }
 

@@ -92,27 +92,6 @@ def _(grad_output, grad_log_det, x, raw_scale, mask, scale_map, clamp, inverse):
     return gradients
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
-    x, raw_scale, _, mask, *options = inputs
-    # The backward kernel wants the argument of the scale: the result, for the inverse.
-    ctx.save_for_backward(output[0] if options[-1] else x, raw_scale, mask)
-    ctx.options = options
-
-
-def _backward(ctx, grad_output, grad_log_det):
-    x, raw_scale, mask = ctx.saved_tensors
-    gradients = library.affine_coupling_backward(
-        grad_output, grad_log_det, x, raw_scale, mask, *ctx.options
-    )
-    grad_x, grad_raw, grad_shift = gradients if len(gradients) == 3 else (*gradients, grad_output)
-    return grad_x, grad_raw, grad_shift, None, None, None, None
-
-
-torch.library.register_autograd(
-    "deepgen_ext::affine_coupling", _backward, setup_context=_save_for_backward
-)
-
-
 def _log_scale_derivatives(raw: Tensor, scale_map: str, clamp: float) -> tuple[Tensor, Tensor, Tensor]:
     """l = log s(raw), its slope l' and its curvature l''."""
     if scale_map == "exp":

@@ -51,23 +51,6 @@ def _(grad_output, grad_log_det, x, log_scale, inverse):
     return torch.empty_like(x), log_scale.new_empty(channels), log_scale.new_empty(channels)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
-    x, log_scale, _, inverse = inputs
-    ctx.save_for_backward(output[0] if inverse else x, log_scale)
-    ctx.inverse = inverse
-
-
-def _backward(ctx, grad_output, grad_log_det):
-    x, log_scale = ctx.saved_tensors
-    gradients = library.channel_affine_backward(grad_output, grad_log_det, x, log_scale, ctx.inverse)
-    return *gradients, None
-
-
-torch.library.register_autograd(
-    "deepgen_ext::channel_affine", _backward, setup_context=_save_for_backward
-)
-
-
 def _save_for_double_backward(ctx, inputs, output) -> None:
     *tensors, ctx.inverse = inputs
     ctx.save_for_backward(*tensors)

@@ -1,0 +1,1 @@
+"""Speed against every rival, each result checked before it is timed: `python benchmarks/run.py`."""

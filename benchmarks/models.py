@@ -1,0 +1,290 @@
+"""A Glow training step against its networks alone, and its memory against its depth."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import peers
+from benchmarks.harness import Case, Curve, Entry, Results, Rival, Setting
+from deepgen_ext import ops, reference
+from deepgen_ext.models import Glow
+from deepgen_ext.nn import GlowConvNet
+from deepgen_ext.nn.transforms import ActNormConv1x1, AffineCoupling, Split
+
+DIGITS = {"shape": (1, 8, 8), "levels": 2, "steps": 4, "hidden": 64, "batch": 64}
+COLOUR = {"shape": (3, 32, 32), "levels": 3, "steps": 8, "hidden": 128, "batch": 16}
+TINY = {"shape": (1, 4, 4), "levels": 2, "steps": 1, "hidden": 4, "batch": 2}
+NETWORKS = "its conv nets"
+GRADIENT_TOLERANCE = 2e-3  # of a gradient's largest entry: float32, through tens of layers
+DEPTHS = (4, 8, 16, 32)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _training_step(size: dict, setting: Setting) -> Case:
+    """Loss and all gradients of it; the optimiser, the same for all, is left out."""
+    size = TINY if setting.tiny else size
+    levels, noise = _batch(size, setting)
+    stored = _glow(size, setting)
+    stored.initialize(levels, noise=noise)
+    _perturb(stored)
+    rebuilt = _glow(size, setting, reversible=True)
+    rebuilt.load_state_dict(stored.state_dict())
+
+    def step(model: Glow, noise: Tensor = noise) -> Results:
+        loss = model.loss(levels, noise=noise)
+        return loss, *torch.autograd.grad(loss, list(model.parameters()))
+
+    def expected() -> Results:
+        with _plain_ops():
+            return step(copy.deepcopy(stored).double(), noise.double())
+
+    def plain() -> Results:
+        with _plain_ops():
+            return step(stored)
+
+    return Case(
+        levels.shape,
+        partial(step, stored),
+        expected,
+        [
+            Rival("ours, reversible", partial(step, rebuilt)),
+            Rival("eager: the same, ops in plain torch", plain),
+        ],
+        [Rival(NETWORKS, _networks_alone(stored, lambda: stored.loss(levels, noise=noise)))],
+        tolerance=GRADIENT_TOLERANCE,
+    )
+
+
+def _single_step(shape: tuple[int, ...], hidden: int, setting: Setting) -> Case:
+    """One step of Glow on (batch, channels, H, W), against a peer's with the same network."""
+    n, channels, *sides = (2, 4, 4, 4) if setting.tiny else shape
+    hidden = 4 if setting.tiny else hidden
+    torch.manual_seed(0)
+    half = channels // 2
+    ours = nn.ModuleList(
+        [
+            ActNormConv1x1(channels),
+            AffineCoupling(GlowConvNet(half, 2 * half, hidden), scale_map="sigmoid"),
+        ]
+    ).to(setting.device, setting.dtype)
+    x = setting.random(n, channels, *sides, seed=0)
+    cotangents = setting.random(*x.shape, seed=1), setting.random(n, seed=2)
+    _apply(ours, x)  # initialises
+    _perturb(ours)
+
+    def run(
+        module: nn.Module, function: Callable, dtype: torch.dtype = setting.dtype
+    ) -> Callable[[], Results]:
+        """The results and the gradients of x and of all parameters."""
+        if dtype != setting.dtype:
+            module = copy.deepcopy(module).to(dtype)
+        wanted = [x.detach().to(dtype).requires_grad_(), *module.parameters()]
+        weights = [cotangent.to(dtype) for cotangent in cotangents]
+
+        def call() -> Results:
+            results = function(module, wanted[0])
+            return *results, *torch.autograd.grad(results, wanted, weights)
+
+        return call
+
+    def expected(module: nn.Module, function: Callable) -> Results:
+        with _plain_ops():
+            return run(module, function, torch.float64)()
+
+    peer = peers.normflows_glow_step(channels, copy.deepcopy(ours[1].conditioner))
+    name = "normflows GlowBlock, the same net"
+    if isinstance(peer, peers.NotInstalled):
+        rival = Rival(name, missing=peer.reason)
+    else:
+        peer = peer.to(setting.device, setting.dtype)
+        _perturb(peer)
+        rival = Rival(
+            name,
+            run(peer, nn.Module.__call__),
+            "y = (x - shift) s",
+            lambda: expected(peer, peers.normflows_glow_step_formula),
+        )
+    return Case(
+        tuple(x.shape),
+        run(ours, _apply),
+        lambda: expected(ours, _apply),
+        [rival],
+        [Rival(NETWORKS, _networks_alone(ours, lambda: _apply(ours, x)))],
+        tolerance=GRADIENT_TOLERANCE,
+    )
+
+
+def _apply(layers: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
+    x, first = layers[0](x)
+    x, second = layers[1](x)
+    return x, first + second
+
+
+def _networks_alone(model: nn.Module, call: Callable[[], object]) -> Callable[[], Results]:
+    """Every conditioner of the model, forward and backward, on the inputs that `call` gives it."""
+    networks = [m for m in model.modules() if isinstance(m, GlowConvNet)]
+    networks += [m.prior for m in model.modules() if isinstance(m, Split) and m.prior is not None]
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def note(network: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        leaf = inputs[0].detach().requires_grad_()  # the view that the model passes, not a copy
+        calls.append((network, leaf, torch.randn_like(output)))
+
+    handles = [network.register_forward_hook(note) for network in networks]
+    call()
+    for handle in handles:
+        handle.remove()
+    wanted = [leaf for _, leaf, _ in calls]
+    wanted += [parameter for network in networks for parameter in network.parameters()]
+    cotangents = [cotangent for *_, cotangent in calls]
+
+    def run() -> Results:
+        outputs = [network(leaf) for network, leaf, _ in calls]
+        return torch.autograd.grad(outputs, wanted, cotangents)
+
+    return run
+
+
+def _glow(size: dict, setting: Setting, **options: bool) -> Glow:
+    torch.manual_seed(0)
+    model = Glow(size["shape"], size["levels"], size["steps"], size["hidden"], **options)
+    return model.to(setting.device, setting.dtype)
+
+
+def _batch(size: dict, setting: Setting) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shape = (size["batch"], *size["shape"])
+    levels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    noise = torch.rand(shape, generator=generator)
+    return levels.to(setting.device), noise.to(setting.device, setting.dtype)
+
+
+def _perturb(model: nn.Module) -> None:
+    """Away from the start, where the last layers are zero and most gradients too."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
+
+
+@contextmanager
+def _plain_ops() -> Iterator[None]:
+    with (
+        mock.patch.object(ops, "affine_coupling", reference.affine_coupling),
+        mock.patch.object(ops, "channel_affine", reference.channel_affine),
+    ):
+        yield
+
+
+# ------------------------------------------------------------------ memory
+
+
+def _memory(setting: Setting) -> Curve:
+    """Peak memory of a training step as the number of steps grows, each in its own process."""
+    rows = []
+    for depth in (1, 2) if setting.tiny else DEPTHS:
+        cells = [str(depth)]
+        for mode in ("stored", "reversible"):
+            command = [sys.executable, "-m", "benchmarks.models", mode, str(depth)]
+            command += ["tiny" if setting.tiny else "full"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{mode}, {depth} steps: {done.stderr.strip().splitlines()[-1]}")
+            kept, resident = done.stdout.split()[-2:]
+            cells += [kept, resident]
+        rows.append(tuple(cells))
+    columns = ("steps", "stored: graph MB", "process MB", "reversible: graph MB", "process MB")
+    notes = (
+        "graph: most bytes that autograd keeps at once, parameters excluded;",
+        "process: growth of the peak resident size over one training step.",
+        "(3, 32, 32), levels=1, hidden 64, batch 16.",
+    )
+    return Curve(columns, rows, notes)
+
+
+class _KeptBytes:
+    """Most bytes that autograd keeps alive at once, each storage counted once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.excluded = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self.users: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def pack(self, tensor: Tensor) -> _Kept:
+        return _Kept(self, tensor.detach() if tensor.is_leaf else tensor)
+
+    def add(self, storage: torch.UntypedStorage, change: int) -> None:
+        key = storage.data_ptr()
+        if key in self.excluded:
+            return
+        before = self.users.get(key, 0)
+        self.users[key] = before + change
+        if before == 0 or self.users[key] == 0:
+            self.now += change * storage.nbytes()
+            self.peak = max(self.peak, self.now)
+
+
+class _Kept:
+    def __init__(self, counter: _KeptBytes, tensor: Tensor) -> None:
+        self.counter, self.tensor = counter, tensor
+        counter.add(tensor.untyped_storage(), 1)
+
+    def __del__(self) -> None:
+        self.counter.add(self.tensor.untyped_storage(), -1)
+
+
+def measure_memory(mode: str, depth: int, tiny: bool) -> tuple[float, float]:
+    """(MB that autograd keeps, MB by which this process grows) in one training step."""
+    size = {"shape": (3, 32, 32), "levels": 1, "steps": depth, "hidden": 64, "batch": 16}
+    if tiny:
+        size |= {"shape": (1, 4, 4), "hidden": 4, "batch": 2}
+    model = _glow(size, Setting(), reversible=mode == "reversible")
+    levels, noise = _batch(size, Setting())
+    model.initialize(levels, noise=noise)
+    parameters = list(model.parameters())
+
+    def step() -> None:
+        torch.autograd.grad(model.loss(levels, noise=noise), parameters)
+
+    before = _resident("VmRSS")
+    step()
+    grown = _resident("VmHWM") - before
+    counter = _KeptBytes(model)
+    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda kept: kept.tensor):
+        step()
+    return counter.peak / 1e6, grown
+
+
+def _resident(field: str) -> float:
+    """MB, of this process alone (getrusage would report the parent's peak); nan where unknown."""
+    path = Path("/proc/self/status")
+    if not path.exists():
+        return float("nan")
+    line = next(line for line in path.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e6
+
+
+def _main(mode: str, depth: str, tiny: str) -> None:
+    print("{:.1f} {:.0f}".format(*measure_memory(mode, int(depth), tiny == "tiny")))
+
+
+ENTRIES = [
+    Entry("glow step digits", partial(_training_step, DIGITS)),
+    Entry("glow step 3x32x32", partial(_training_step, COLOUR)),
+    Entry("glow layer (64, 4, 4, 4) hidden 64", partial(_single_step, (64, 4, 4, 4), 64)),
+    Entry("glow layer (16, 12, 16, 16) hidden 128", partial(_single_step, (16, 12, 16, 16), 128)),
+    Entry("glow memory with depth", _memory),
+]
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

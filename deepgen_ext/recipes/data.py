@@ -1,0 +1,212 @@
+"""Data sets by name or by path, as tensors in memory, split into a part to train on and a part held
+out.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deepgen_ext.recipes import RecipeError, require
+from deepgen_ext.recipes.densities import DENSITIES, sample_density
+from deepgen_ext.recipes.image_files import (
+    PICTURE_SUFFIXES,
+    read_arrays,
+    read_cifar_batch,
+    read_idx,
+    read_pictures,
+)
+
+__all__ = ["Dataset", "NAMES", "load", "resolve"]
+
+FASHION_MNIST = Path(
+    "/usr/share/datasets/fashion-mnist"
+)  # where Debian's dataset-fashion-mnist puts it
+NAMES = ("digits", "fashion-mnist", *DENSITIES)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images as integer levels 0 ... n_levels - 1, uint8 ``(n, C, H, W)``, or real vectors, float32
+    ``(n, D)``.
+    """
+
+    name: str
+    train: Tensor
+    test: Tensor
+    n_levels: int | None  # None for vectors
+
+    def __post_init__(self) -> None:
+        for part, data in (("train", self.train), ("test", self.test)):
+            if len(data) == 0:
+                raise RecipeError(f"data '{self.name}': the {part} split is empty")
+        if self.train.shape[1:] != self.test.shape[1:] or self.train.dtype != self.test.dtype:
+            raise RecipeError(
+                f"data '{self.name}': the train split has samples of shape "
+                f"{tuple(self.train.shape[1:])}, {self.train.dtype}, "
+                f"the test split {tuple(self.test.shape[1:])}, {self.test.dtype}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) or (D,)."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        return self.n_levels is not None
+
+    @property
+    def unit(self) -> str:
+        """Of the loss: bits per dimension for levels, nats a sample for a density of real
+        vectors.
+        """
+        return "bits/dim" if self.is_image else "nats"
+
+
+def load(data: str, *, size: int | None = None) -> Dataset:
+    """The data set called ``data``, or the one in the folder or file ``data``.
+
+    ``size`` crops and resizes a folder of pictures. Splits are the same on every call: the files'
+    own where they have them, else a tenth, drawn with a fixed seed, is held out.
+    """
+    if size is not None and size < 1:
+        raise RecipeError(f"--size must be at least 1, got {size}")
+    name = data.lower().replace("_", "-")
+    if name in NAMES and size is not None:
+        raise RecipeError(
+            f"--size resizes a folder of pictures; the data '{name}' have their own size"
+        )
+    if name == "digits":
+        return _digits()
+    if name in DENSITIES:
+        return Dataset(
+            name, sample_density(name, 20_000, 1), sample_density(name, 5_000, 1001), None
+        )
+    if name == "fashion-mnist":
+        if not FASHION_MNIST.is_dir():
+            raise RecipeError(
+                f"Fashion-MNIST is not in {FASHION_MNIST}: apt install dataset-fashion-mnist, "
+                f"or give --data the path of a folder with its four IDX files"
+            )
+        return _idx_folder(FASHION_MNIST, name)
+    path = Path(data).expanduser()
+    if path.is_dir():
+        return _folder(path, size)
+    if path.is_file():
+        if path.suffix in (".npy", ".npz"):
+            return _array_file(path)
+        raise RecipeError(f"{path}: expected a folder, a .npy or a .npz file" + _hint(path))
+    known = ", ".join(NAMES)
+    raise RecipeError(f"no data called '{data}' and no such folder or file; the names are: {known}")
+
+
+def resolve(data: str) -> str:
+    """``data`` in the form in which a run remembers it: a name as it is, a path made absolute."""
+    name = data.lower().replace("_", "-")
+    path = os.path.abspath(os.path.expanduser(data))
+    return name if name in NAMES else path if os.path.exists(path) else data
+
+
+def _hint(path: Path) -> str:
+    if ".tar" in path.suffixes or path.suffix in (".zip", ".tgz"):
+        return "; unpack the archive first"
+    if "idx" in path.name:
+        return "; give the folder that holds the IDX files"
+    return ""
+
+
+def _held_out(samples: Tensor, fraction: float = 0.1) -> tuple[Tensor, Tensor]:
+    """A fixed random split: the same for the same number of samples, whatever the seed of the
+    run.
+    """
+    if len(samples) < 2:
+        raise RecipeError("at least 2 samples are needed, one of them to hold out")
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(20190101))
+    n_test = max(1, round(fraction * len(samples)))
+    return samples[order[n_test:]], samples[order[:n_test]]
+
+
+def _digits() -> Dataset:
+    """1797 digits of 8x8 pixels and 17 levels (0 ... 16): 1497 to train on, 300 held out."""
+    datasets = require("sklearn.datasets", "the data 'digits'")
+    levels = torch.from_numpy(datasets.load_digits().images).to(torch.uint8)[:, None]
+    train, test = _held_out(levels, 300 / 1797)
+    return Dataset("digits", train, test, 17)
+
+
+def _idx_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
+    found = sorted(p for p in folder.iterdir() if p.name.startswith(stems) and "idx" in p.name)
+    return found[0] if found else None
+
+
+def _idx_folder(folder: Path, name: str) -> Dataset:
+    train = _idx_file(folder, ("train-images",))
+    test = _idx_file(folder, ("t10k-images", "test-images"))
+    if train is None:
+        raise RecipeError(
+            f"{folder}: no file train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
+        )
+    if test is None:
+        return Dataset(name, *_held_out(read_idx(train)), 256)
+    return Dataset(name, read_idx(train), read_idx(test), 256)
+
+
+def _cifar_folder(folder: Path) -> Dataset:
+    batches = sorted(folder.glob("data_batch_*"))
+    if not (folder / "test_batch").is_file():
+        raise RecipeError(f"{folder}: the file test_batch of CIFAR-10 is missing")
+    train = torch.cat([read_cifar_batch(path) for path in batches])
+    return Dataset(folder.name, train, read_cifar_batch(folder / "test_batch"), 256)
+
+
+def _folder(folder: Path, size: int | None) -> Dataset:
+    name = folder.resolve().name
+    is_idx = _idx_file(folder, ("train-images", "t10k-images", "test-images")) is not None
+    is_cifar = any(folder.glob("data_batch_*"))
+    if (is_idx or is_cifar) and size is not None:
+        raise RecipeError(
+            f"--size resizes a folder of pictures; {folder} holds "
+            f"{'IDX files' if is_idx else 'CIFAR-10'}"
+        )
+    if is_idx:
+        return _idx_folder(folder, name)
+    if is_cifar:
+        return _cifar_folder(folder)
+    if (folder / "train").is_dir() and (folder / "test").is_dir():
+        return Dataset(
+            name, read_pictures(folder / "train", size), read_pictures(folder / "test", size), 256
+        )
+    if any(path.suffix.lower() in PICTURE_SUFFIXES for path in folder.rglob("*")):
+        return Dataset(name, *_held_out(read_pictures(folder, size)), 256)
+    inner = [
+        child for child in folder.iterdir() if child.is_dir() and any(child.glob("data_batch_*"))
+    ]
+    hint = f"; did you mean {inner[0]}?" if inner else ""
+    raise RecipeError(
+        f"{folder}: holds no data that is known: IDX files (train-images-idx3-ubyte[.gz]), "
+        f"CIFAR-10's python batches "
+        f"(data_batch_1 ...) or pictures{hint}"
+    )
+
+
+def _array_file(path: Path) -> Dataset:
+    arrays = read_arrays(path)
+    train, test = (
+        next((arrays[name] for name in names if name in arrays), None)
+        for names in (("train", "x_train", "train_images"), ("test", "x_test", "test_images"))
+    )
+    if train is None and len(arrays) == 1:
+        train = next(iter(arrays.values()))
+    if train is None:
+        found = ", ".join(repr(name) for name in arrays) or "only one-dimensional arrays"
+        raise RecipeError(
+            f"{path}: expected one array, or arrays named 'train' and 'test'; found {found}"
+        )
+    if test is None:
+        train, test = _held_out(train)
+    return Dataset(path.stem, train, test, 256 if train.dtype == torch.uint8 else None)

@@ -1,0 +1,116 @@
+"""Pictures of a run: grids of samples, inputs above their reconstructions, 2-d densities."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepgen_ext.recipes import RecipeError, require
+
+__all__ = ["save_density", "save_grid", "save_reconstruction"]
+
+_GAP = 1  # pixels between tiles, before enlarging
+_PAPER = 255
+
+
+def _to_bytes(levels: Tensor, n_levels: int) -> Tensor:
+    """Levels 0 ... n_levels - 1 spread over 0 ... 255."""
+    return (
+        (levels.detach().cpu().double() * (255.0 / (n_levels - 1)))
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+    )
+
+
+def _tile(pixels: Tensor, columns: int) -> Tensor:
+    """``(n, C, H, W)`` side by side on white paper, row by row: ``(C, rows * (H + gap) + gap,
+    ...)``.
+    """
+    n, channels, height, width = pixels.shape
+    rows = math.ceil(n / columns)
+    paper = torch.full(
+        (channels, rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP),
+        _PAPER,
+        dtype=torch.uint8,
+    )
+    for index in range(n):
+        top = _GAP + (index // columns) * (height + _GAP)
+        left = _GAP + (index % columns) * (width + _GAP)
+        paper[:, top : top + height, left : left + width] = pixels[index]
+    return paper
+
+
+def _save(paper: Tensor, path: Path, min_width: int) -> None:
+    """Write a PNG, enlarged by a whole factor so that every pixel of a small image stays a sharp
+    square.
+    """
+    image = require("PIL.Image", "writing a picture")
+    channels, _, width = paper.shape
+    if channels not in (1, 3):
+        raise RecipeError(f"a picture has 1 or 3 channels, these samples have {channels}")
+    factor = max(1, round(min_width / width))
+    paper = paper.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    pixels = paper[0].numpy() if channels == 1 else paper.permute(1, 2, 0).contiguous().numpy()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixels).save(path, format="PNG")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def save_grid(
+    levels: Tensor, n_levels: int, path: Path, *, columns: int | None = None, min_width: int = 640
+) -> None:
+    """A grid of images ``(n, C, H, W)`` given as levels, as square as ``n`` allows."""
+    columns = columns or max(1, math.ceil(math.sqrt(len(levels))))
+    _save(_tile(_to_bytes(levels, n_levels), columns), path, min_width)
+
+
+def save_reconstruction(
+    inputs: Tensor, rebuilt: Tensor, n_levels: int, path: Path, *, min_width: int = 640
+) -> None:
+    """Two rows of levels ``(n, C, H, W)``: the inputs, and below each what the model made of it."""
+    pair = torch.cat([_to_bytes(inputs, n_levels), _to_bytes(rebuilt, n_levels)])
+    _save(_tile(pair, len(inputs)), path, min_width)
+
+
+@torch.no_grad()
+def save_density(model: Any, samples: Tensor, path: Path, *, cells: int = 200) -> None:
+    """Samples ``(n, 2)`` of ``model`` beside a heat map of its density exp(log_prob)."""
+    require("matplotlib", "drawing a density").use("Agg")
+    pyplot = require("matplotlib.pyplot", "drawing a density")
+    parameter = next(model.parameters())
+    points = samples.detach().cpu().float()
+    points = points[torch.isfinite(points).all(dim=1)]
+    centre = points.median(dim=0).values if len(points) else torch.zeros(2)
+    radius = (
+        max(1e-3, 1.25 * torch.quantile((points - centre).abs().amax(dim=1), 0.99).item())
+        if len(points)
+        else 4.0
+    )
+    axis = torch.linspace(-radius, radius, cells)
+    grid = torch.cartesian_prod(axis, axis) + centre
+    log_prob = model.log_prob(grid.to(parameter.device, parameter.dtype)).float().cpu()
+    density = (
+        log_prob.exp().nan_to_num(0.0, 0.0, 0.0).view(cells, cells).T
+    )  # rows are the second coordinate
+    left, bottom = (centre - radius).tolist()
+    box = (left, left + 2 * radius, bottom, bottom + 2 * radius)
+
+    figure, (scatter, heat) = pyplot.subplots(1, 2, figsize=(9, 4.5), layout="constrained")
+    scatter.scatter(*points.T.numpy(), s=2, linewidths=0)
+    scatter.set(title="samples", xlim=box[:2], ylim=box[2:], aspect="equal")
+    heat.imshow(density.numpy(), origin="lower", extent=box, cmap="magma", interpolation="nearest")
+    heat.set(title="density")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120, format="png")
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        pyplot.close(figure)

@@ -1,0 +1,82 @@
+"""One process or several: Fabric's set-up, and how a failure of one of them ends all of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepgen_ext.recipes import RecipeError, require
+from deepgen_ext.recipes.run import PRECISIONS, Settings
+
+__all__ = ["Step", "Together", "start_processes"]
+
+
+def start_processes(settings: Settings) -> Any:
+    """Fabric with its processes started. A batch is shared evenly among them."""
+    try:
+        package = require("lightning_fabric", "training")
+    except RecipeError as error:
+        package = None
+        with suppress(RecipeError):
+            package = require("lightning.fabric", "training")  # the same code in the larger package
+        if package is None:
+            raise error
+    for name in ("lightning_fabric", "lightning.fabric"):
+        # no banner of ranks: our own line says what runs where
+        logging.getLogger(name).setLevel(logging.ERROR)
+    fabric = package.Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy="ddp" if settings.devices > 1 else "auto",
+        precision=PRECISIONS[settings.precision],
+    )
+    fabric.launch()
+    if settings.batch_size % fabric.world_size:
+        raise RecipeError(
+            f"--batch-size {settings.batch_size} is the batch of all processes together: it must "
+            f"be divisible by their number, {fabric.world_size}"
+        )
+    return fabric
+
+
+class Step(nn.Module):
+    """A recipe's step as a forward.
+
+    Mixed precision and DDP apply to calls of the module that Fabric wraps, and only to those: with
+    one process it does not redirect other methods, marked as forward methods or not.
+    """
+
+    def __init__(
+        self, net: nn.Module, step: Callable[[Any, Tensor, Tensor | None], Tensor]
+    ) -> None:
+        super().__init__()
+        self.net, self.step = net, step
+
+    def forward(self, batch: Tensor, noise: Tensor | None) -> Tensor:
+        return self.step(self.net, batch, noise)
+
+
+class Together:
+    """``with Together(fabric):`` what the first process does alone, and fails at, fails on all.
+
+    Without it the others would wait for ever for the one that has stopped.
+    """
+
+    def __init__(self, fabric: Any) -> None:
+        self._fabric = fabric
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if self._fabric.world_size == 1:
+            return
+        if error is not None and not isinstance(error, RecipeError):
+            return  # a bug: its traceback now, and Fabric ends the others
+        message = self._fabric.broadcast(None if error is None else str(error))
+        if message is not None and error is None:
+            raise RecipeError(message)

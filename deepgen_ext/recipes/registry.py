@@ -1,0 +1,141 @@
+"""The models that ``deepgen train`` knows by name.
+
+A new model is one entry of `RECIPES`: how to build it for data of a given shape, and, where a plain
+``model.loss`` will not do, its own ``step``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from deepgen_ext import models
+from deepgen_ext.recipes import RecipeError
+
+__all__ = ["RECIPES", "Recipe", "build", "likelihood_step", "recipe"]
+
+Shape = tuple[int, ...]
+
+
+def likelihood_step(model: Any, batch: Tensor, noise: Tensor | None) -> Tensor:
+    """The loss of one batch: mean bits/dim of levels dequantised with ``noise``, mean nats of real
+    vectors.
+    """
+    return model.loss(batch, noise=noise)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train one model.
+
+    Args:
+        model: called with the shape of a sample, ``n_levels=`` for images, and the options of the
+        user.
+        summary: one line.
+        images_only: the model has no form for vectors.
+        halvings: for a multi-scale model with an option ``levels``: how often it then halves the
+        sides of an image.
+        max_levels: the most levels that are chosen by default.
+        settings: defaults of the loop, where they differ from those of `run.Settings`.
+        step: the loss of one batch, given the model, the batch and its dequantisation noise.
+    """
+
+    model: Callable[..., nn.Module]
+    summary: str
+    images_only: bool = False
+    halvings: Callable[[int], int] | None = None
+    max_levels: int = 3
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    step: Callable[[Any, Tensor, Tensor | None], Tensor] = likelihood_step
+
+
+RECIPES: dict[str, Recipe] = {
+    "realnvp": Recipe(
+        models.RealNVP,
+        "RealNVP (Dinh et al. 2017): affine couplings, checkerboard and channel masks; vectors too",
+        halvings=lambda levels: levels - 1,
+        max_levels=2,
+    ),
+    "glow": Recipe(
+        models.Glow,
+        "Glow (Kingma & Dhariwal 2018): actnorm, invertible 1x1 convolutions, couplings",
+        images_only=True,
+        halvings=lambda levels: levels,
+    ),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called ``name``."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise RecipeError(
+            f"no model called '{name}'; {hint}the models are: {', '.join(RECIPES)}"
+        ) from None
+
+
+def build(name: str, shape: Shape, n_levels: int | None, options: Mapping[str, Any]) -> nn.Module:
+    """The model ``name`` for samples of ``shape``, with ``options`` over the defaults; errors
+    become one sentence.
+    """
+    found = recipe(name)
+    if found.images_only and n_levels is None:
+        others = [other for other, entry in RECIPES.items() if not entry.images_only]
+        raise RecipeError(
+            f"{name} is a model of images, and these data are vectors of {shape[0]} numbers: try "
+            f"{others[0]}"
+        )
+    _, *known = inspect.signature(found.model).parameters
+    known.remove("n_levels")  # the data say it
+    for option in options:
+        if option not in known:
+            raise RecipeError(
+                f"{name} has no option '{option}'; its options are: {', '.join(known)}"
+            )
+    arguments = dict(options)
+    if n_levels is not None:
+        arguments["n_levels"] = n_levels
+    if found.halvings is not None and len(shape) == 3:
+        arguments["levels"] = _levels(name, found, shape, options.get("levels"))
+    try:
+        return found.model(shape, **arguments)
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{name} cannot be built for samples of shape {shape}: {error}") from None
+
+
+def _levels(name: str, found: Recipe, shape: Shape, wanted: Any) -> Any:
+    """``wanted`` if the sides allow it; None: as many as they allow, ending at 2x2 or more."""
+    height, width = shape[1:]
+    halvings = found.halvings
+    assert halvings is not None
+
+    def fits(levels: int, smallest: int) -> bool:
+        times = halvings(levels)
+        return all(side % 2**times == 0 and side >> times >= smallest for side in (height, width))
+
+    if wanted is None:
+        fitting = [levels for levels in range(found.max_levels, 0, -1) if fits(levels, smallest=2)]
+        if not fitting:
+            raise RecipeError(
+                f"{name} must halve the sides of an image at least once, and {height}x{width} "
+                f"does not allow it: crop or "
+                f"pad to even sides of 4 or more (a folder of pictures: --size N)"
+            )
+        return fitting[0]
+    if isinstance(wanted, int) and wanted >= 1 and not fits(wanted, smallest=1):
+        fitting = [levels for levels in range(wanted, 0, -1) if fits(levels, smallest=1)]
+        advice = f"use --set levels={fitting[0]}" if fitting else "crop or pad to even sides"
+        raise RecipeError(
+            f"levels={wanted} halves the sides of an image {halvings(wanted)} times, and "
+            f"{height}x{width} is not divisible "
+            f"by {2 ** halvings(wanted)}: {advice}"
+        )
+    return wanted

@@ -1,0 +1,234 @@
+"""The training loop. Read it, copy it, change it: one function on Lightning Fabric, no trainer."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from deepgen_ext.objectives import quantize
+from deepgen_ext.recipes import RecipeError, checkpoint, registry
+from deepgen_ext.recipes.batches import batch_indices, batch_noise, generator_for
+from deepgen_ext.recipes.data import Dataset, load
+from deepgen_ext.recipes.metrics import evaluate
+from deepgen_ext.recipes.pictures import save_density, save_grid
+from deepgen_ext.recipes.processes import Step, Together, start_processes
+from deepgen_ext.recipes.progress import Meter, MetricsFile
+from deepgen_ext.recipes.run import Settings, load_state, write_config
+
+__all__ = ["train"]
+
+TEST_SAMPLES = 512  # held-out samples scored while training; `deepgen evaluate` scores all of them
+
+
+def train(
+    settings: Settings, out: Path, *, resume: bool = False, console: Console | None = None
+) -> nn.Module:
+    """Train ``settings.model`` on ``settings.data``, keep the run in ``out``, return the model.
+
+    The global batch and its noise are functions of (seed, step), so that n processes train the same
+    model as one, and a resumed run the same as one that was never stopped.
+    """
+    recipe = registry.recipe(settings.model)
+    data = load(settings.data, size=settings.size)
+    torch.manual_seed(settings.seed)
+    net = registry.build(settings.model, data.shape, data.n_levels, settings.options)
+
+    fabric = start_processes(settings)
+    chief = fabric.is_global_zero
+    console = (console or Console()) if chief else Console(quiet=True)
+    share = settings.batch_size // fabric.world_size
+    mine = slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+    path = out / "checkpoint.pt"
+    state = checkpoint.load(path) if resume else None
+
+    net.to(fabric.device)
+    if state is not None:
+        load_state(net, state, settings, path)
+    elif hasattr(net, "initialize"):
+        # data-dependent: every process sees the whole first batch, so all get the same result
+        batch, noise = _batch(settings, data, 0, slice(None), fabric.device)
+        net.initialize(batch, noise=noise)
+    adam = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
+    stepper, optimizer = fabric.setup(Step(net, recipe.step), adam)
+    if state is not None:
+        adam.load_state_dict(state["optimizer"])
+        fabric.strategy.precision.load_state_dict(state["precision"])
+        if fabric.global_rank < len(state["random"]):
+            checkpoint.restore_random_state(state["random"][fabric.global_rank])
+    first = state["step"] if state is not None else 0
+    if first >= settings.max_steps:
+        console.print(
+            f"{out} is at step {first} already: a larger --max-steps continues it",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return net
+
+    metrics: MetricsFile | None = None
+    with Together(fabric):
+        if chief:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise RecipeError(f"{out}: cannot be made: {error.strerror or error}") from None
+            write_config(out, settings, data)
+            metrics = MetricsFile(out, first_step=first, tensorboard=settings.tensorboard)
+    size = sum(parameter.numel() for parameter in net.parameters())
+    console.print(
+        f"{settings.model}, {size:,} parameters, on {data.name} ({len(data.train):,} samples of "
+        f"{'x'.join(map(str, data.shape))}), {fabric.world_size} x {fabric.device.type}, into "
+        f"{out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+    # The first step whose loss or gradient was not finite, -1 while all is well. It stays on the
+    # device and is read where the loss is read anyway, before anything is saved, so that no step
+    # waits for the GPU.
+    bad_step = torch.full((), -1, device=fabric.device)
+    # in float16 a gradient may overflow now and then, and the loss scaler skips that step
+    gradient_must_be_finite = settings.precision != "16-mixed"
+    start = last_time = time.monotonic()
+    last_step = step = saved = first
+    line_every = max(settings.log_every, settings.checkpoint_every // 5)
+    last = settings.max_steps if settings.max_seconds is None else None
+    with Meter(console, data.unit, first_step=first, last=last, line_every=line_every) as meter:
+        while step < settings.max_steps:
+            batch, noise = _batch(settings, data, step, mine, fabric.device)
+            warmth = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+            learning_rate = settings.learning_rate * warmth
+            for group in adam.param_groups:
+                group["lr"] = learning_rate
+
+            loss = stepper(batch, noise)
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(loss)
+            norm = fabric.clip_gradients(
+                stepper, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False
+            )
+            optimizer.step()
+
+            finite = loss.detach().isfinite()
+            if gradient_must_be_finite:
+                finite &= norm.isfinite()
+            bad_step = torch.where((bad_step < 0) & ~finite, step, bad_step)
+            step += 1
+
+            done = step == settings.max_steps
+            saving = done or step % settings.checkpoint_every == 0
+            sampling = done or step % settings.sample_every == 0
+            if not (saving or sampling or step % settings.log_every == 0):
+                continue
+            _stop_if_not_finite(int(fabric.all_reduce(bad_step, reduce_op="max")), saved, path)
+            now = time.monotonic()
+            if settings.max_seconds is not None:
+                done |= bool(fabric.broadcast(now - start > settings.max_seconds))
+            row = {
+                "step": step,
+                "epoch": step * settings.batch_size / len(data.train),
+                "train": fabric.all_reduce(loss.detach(), reduce_op="mean").item(),
+                "test": None,
+                "unit": data.unit,
+                "gradient_norm": norm.item(),
+                "learning_rate": learning_rate,
+                "steps_per_second": (step - last_step) / max(now - last_time, 1e-9),
+            }
+            with Together(fabric):
+                if chief and (sampling or done):
+                    row["test"] = evaluate(
+                        net, data.test[:TEST_SAMPLES], n_levels=data.n_levels
+                    ).mean
+                    _draw(net, data, out / f"samples-{step:06d}.png", settings.seed)
+                if metrics is not None:
+                    metrics.write(row)
+            if saving or done:
+                _save(fabric, path, settings, net, adam, step)
+                saved = step
+            meter.update(step, row, _fraction(settings, first, step, now - start, done))
+            last_step, last_time = step, time.monotonic()
+            if done:
+                break
+    if metrics is not None:
+        metrics.close()
+    return net
+
+
+def _batch(
+    settings: Settings, data: Dataset, step: int, part: slice, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """The ``part`` of a step's batch, and of its dequantisation noise if the data are levels."""
+    indices = batch_indices(settings.seed, step, settings.batch_size, len(data.train))
+    batch = data.train[indices[part]].to(device)
+    if not data.is_image:
+        return batch, None
+    noise = batch_noise(settings.seed, step, (settings.batch_size, *data.shape))
+    return batch, noise[part].to(device)
+
+
+def _save(
+    fabric: Any,
+    path: Path,
+    settings: Settings,
+    net: nn.Module,
+    adam: torch.optim.Optimizer,
+    step: int,
+) -> None:
+    """Parameters, optimiser, loss scaler, step and every process's random state."""
+    random_states = [checkpoint.random_state()]
+    if fabric.world_size > 1:
+        random_states = [None] * fabric.world_size
+        torch.distributed.all_gather_object(random_states, checkpoint.random_state())
+    state = {
+        "model": settings.model,
+        "options": settings.options,
+        "step": step,
+        "parameters": net.state_dict(),
+        "optimizer": adam.state_dict(),
+        "precision": fabric.strategy.precision.state_dict(),
+        "random": random_states,
+    }
+    with Together(fabric):
+        if fabric.is_global_zero:
+            checkpoint.save(path, state)
+
+
+def _stop_if_not_finite(bad_step: int, saved: int, path: Path) -> None:
+    if bad_step >= 0:
+        kept = (
+            f"the checkpoint of step {saved} in {path} is whole"
+            if path.exists()
+            else "no checkpoint was saved yet"
+        )
+        raise RecipeError(
+            f"the loss or its gradient is not finite at step {bad_step + 1}: {kept}; try a "
+            f"smaller --learning-rate or --clip-norm"
+        )
+
+
+def _fraction(settings: Settings, first: int, step: int, seconds: float, done: bool) -> float:
+    if done:
+        return 1.0
+    fraction = (step - first) / (settings.max_steps - first)
+    if settings.max_seconds is None:
+        return fraction
+    return min(1.0, max(fraction, seconds / settings.max_seconds))
+
+
+@torch.no_grad()
+def _draw(net: Any, data: Dataset, path: Path, seed: int) -> None:
+    """The same latents at every step, so that the pictures of a run can be compared."""
+    if data.n_levels is None and data.shape != (2,):
+        return
+    device = next(net.parameters()).device
+    generator = torch.Generator(device).manual_seed(generator_for(seed, "samples").initial_seed())
+    net.eval()
+    if data.n_levels is None:
+        save_density(net, net.sample(4000, generator=generator), path)
+    else:
+        save_grid(quantize(net.sample(64, generator=generator), data.n_levels), data.n_levels, path)
+    net.train()

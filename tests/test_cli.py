@@ -1,0 +1,257 @@
+"""The command line: what works, and one red sentence with exit code 2 for each mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer", reason='needs pip install "deepgen_ext[recipes]"')
+
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from deepgen_ext import cli
+
+TINY = [
+    "--set",
+    "levels=1",
+    "--set",
+    "steps=1",
+    "--set",
+    "hidden_channels=8",
+    "--batch-size",
+    "16",
+    "--accelerator",
+    "cpu",
+]
+
+
+def _run(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "80", "TERM": "dumb"}).invoke(
+        cli.app, [str(argument) for argument in arguments]
+    )
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = _run("train", "glow", "--data", "digits", "--out", out, "--max-steps", 3, *TINY)
+    assert result.exit_code == 0, result.output
+    assert "step 3/3" in result.output
+    assert "bits/dim" in result.output
+    return out
+
+
+def _assert_sentence(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    sentence = " ".join(result.stderr.split())
+    for word in words:
+        assert word in sentence
+    assert "Traceback" not in result.output
+    assert not isinstance(result.exception, Exception)  # SystemExit and nothing else
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "demo", "info"])
+def test_help_fits_eighty_columns(command: str) -> None:
+    result = _run(command, "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "…" not in result.output  # nothing cut off
+    assert command in _run("--help").output
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """The commands import what they need when they run; only the package itself may import
+    torch.
+    """
+    script = (
+        "import sys, deepgen_ext; before = set(sys.modules)\n"
+        "import deepgen_ext.cli\n"
+        "late = {'torch', 'numpy', 'lightning_fabric', 'matplotlib', 'sklearn', 'PIL'} & "
+        "(set(sys.modules) - before)\n"
+        "assert not late, late"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_the_extras() -> None:
+    """The package imports, and the command says what to install."""
+    script = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in {'typer', 'rich', 'lightning_fabric', 'PIL'}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "import deepgen_ext\n"
+        "import deepgen_ext.cli\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == 'deepgen needs typer: pip install "deepgen_ext[recipes]"'
+
+
+def test_sample(run_folder: Path, tmp_path: Path) -> None:
+    grids = {}
+    for name, seed, temperature in (("a", 0, 1.0), ("b", 0, 1.0), ("c", 1, 1.0), ("d", 0, 0.5)):
+        out = tmp_path / f"{name}.png"
+        result = _run(
+            "sample",
+            run_folder,
+            "--n",
+            4,
+            "--seed",
+            seed,
+            "--temperature",
+            temperature,
+            "--out",
+            out,
+        )
+        assert result.exit_code == 0, result.output
+        grids[name] = np.asarray(Image.open(out))
+    assert np.array_equal(grids["a"], grids["b"])
+    assert not np.array_equal(grids["a"], grids["c"])
+    assert not np.array_equal(grids["a"], grids["d"])
+    assert _run("sample", run_folder, "--n", 300, "--out", tmp_path / "x.npy").exit_code == 0
+    levels = np.load(tmp_path / "x.npy")
+    assert levels.shape == (300, 1, 8, 8)
+    assert levels.min() >= 0
+    assert levels.max() <= 16
+    assert (
+        len(np.unique(levels[:256].reshape(256, -1), axis=0)) > 200
+    )  # chunks do not repeat one another
+    assert not np.array_equal(levels[:44], levels[256:])
+
+
+def test_evaluate(run_folder: Path, tmp_path: Path) -> None:
+    result = _run("evaluate", run_folder, "--picture", tmp_path / "pair.png")
+    assert result.exit_code == 0, result.output
+    for words in (
+        "bits/dim",
+        "standard error",
+        "300 samples",
+        "uniform",
+        "inverse(forward(x))",
+        "step 3",
+    ):
+        assert words in " ".join(result.output.split())
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert (tmp_path / "pair.png").exists()
+    assert "1497 samples" in _run("evaluate", run_folder, "--split", "train").output
+    _assert_sentence(
+        _run("evaluate", run_folder, "--data", "two-moons"),
+        "was trained on samples of shape (1, 8, 8)",
+    )
+    _assert_sentence(
+        _run("evaluate", run_folder, "--split", "valid"), "--split must be test or train"
+    )
+
+
+def test_resume(run_folder: Path) -> None:
+    again = ("train", "glow", "--data", "digits", "--out", run_folder)
+    _assert_sentence(_run(*again), "holds a run already", "--resume")
+    _assert_sentence(_run(*again, "--resume", "--seed", 4), "--seed 0, not 4")
+    _assert_sentence(_run(*again, "--resume", "--set", "levels=2"), "--set levels=1")
+    result = _run("train", "glow", "--out", run_folder, "--resume")
+    assert result.exit_code == 0
+    assert "is at step 3 already" in " ".join(result.output.split())
+
+
+def test_vectors(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("--data", "8-gaussians", "--out", out, "--max-steps", 3, "--accelerator", "cpu")
+    assert _run("train", "realnvp", *arguments).exit_code == 0
+    assert "nats" in _run("evaluate", out).output
+    assert _run("sample", out, "--out", tmp_path / "x.png").exit_code == 0
+    assert Image.open(tmp_path / "x.png").size[0] > 800
+    assert _run("sample", out, "--n", 7, "--out", tmp_path / "x.npy").exit_code == 0
+    assert np.load(tmp_path / "x.npy").shape == (7, 2)
+    _assert_sentence(
+        _run("evaluate", out, "--picture", tmp_path / "y.png"), "these data are vectors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "nowhere"), ("no data called 'nowhere'", "digits")),
+        ((), ("--data is missing",)),
+        (("--data", "digits", "--set", "depth"), ("--set depth: expected KEY=VALUE",)),
+        (("--data", "digits", "--set", "depth=3"), ("no option 'depth'", "its options are")),
+        (("--data", "digits", "--set", "levels=4"), ("use --set levels=3",)),
+        (("--data", "digits", "--precision", "8"), ("--precision must be one of",)),
+        (("--data", "digits", "--max-steps", "0"), ("--max-steps must be at least 1",)),
+        (("--data", "digits", "--max-steps", "many"), ("--max-steps",)),
+        (("--data", "digits", "--accelerator", "tpu"), ("--accelerator must be one of",)),
+        (("--data", "two-moons"), ("glow is a model of images", "realnvp")),
+        (("--data", "digits", "--resume"), ("no checkpoint to resume",)),
+    ],
+)
+def test_mistakes_in_train(
+    tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    _assert_sentence(_run("train", "glow", "--out", tmp_path / "run", *arguments), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_mistakes(run_folder: Path, tmp_path: Path) -> None:
+    _assert_sentence(
+        _run("train", "glwo", "--data", "digits", "--out", tmp_path / "x"), "did you mean glow"
+    )
+    _assert_sentence(_run("sample", tmp_path / "none"), "no such folder")
+    _assert_sentence(_run("sample", tmp_path), "no config.json")
+    _assert_sentence(_run("sample", run_folder, "--out", "x.jpg"), ".png or .npy")
+    _assert_sentence(
+        _run("sample", run_folder, "--accelerator", "tpu"), "--accelerator must be one of"
+    )
+    (tmp_path / "file").write_text("")
+    _assert_sentence(
+        _run("sample", run_folder, "--out", tmp_path / "file" / "x.png"), "cannot be written"
+    )
+
+
+def test_a_bug_keeps_its_traceback(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("deepgen_ext.recipes.trained.load_model", broken)
+    assert isinstance(_run("evaluate", run_folder).exception, KeyError)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("0.5", 0.5),
+        ("additive", "additive"),
+        ("true", True),
+        ("None", None),
+        ("(1, 2)", [1, 2]),
+        ("a=b", "a=b"),
+    ],
+)
+def test_values_of_set(text: str, value: object) -> None:
+    assert cli._options([f"key={text}"]) == {"key": value}
+
+
+def test_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    import deepgen_ext
+
+    facts = {
+        "torch": "2.13.0",
+        "nvcc": None,
+        "cuda_architectures": ["sm_80", "sm_90"],
+        "ops": {"affine_coupling": ["cpu"]},
+    }
+    monkeypatch.setattr(deepgen_ext, "build_info", lambda: facts, raising=False)
+    lines = [" ".join(line.split()) for line in _run("info").output.splitlines()]
+    assert "torch 2.13.0" in lines
+    assert "nvcc none" in lines
+    assert "cuda architectures sm_80, sm_90" in lines
+    assert "affine_coupling yes -" in lines
+    assert "ops" in facts  # the caller's dictionary is left alone
