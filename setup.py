@@ -47,7 +47,9 @@ def version_tuple(text):
 def check_compiler():
     compiler = os.environ.get("CXX", "g++").split()[0]
     if shutil.which(compiler) is None:
-        stop(f"no C++ compiler: `{compiler}` is not on PATH. Install g++ {MINIMUM_GXX[0]} or newer.")
+        stop(
+            f"no C++ compiler: `{compiler}` is not on PATH. Install g++ {MINIMUM_GXX[0]} or newer."
+        )
     said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     first_line = said.splitlines()[0] if said else compiler
     if "clang" not in first_line.lower():
@@ -105,7 +107,10 @@ def find_nvcc():
     if nvcc.version != "unknown" and version_tuple(nvcc.version) < MINIMUM_NVCC:
         return None, f"nvcc {nvcc.version} is older than {MINIMUM_NVCC[0]}.{MINIMUM_NVCC[1]}"
     if not (nvcc.include / "cuda_runtime.h").exists() or nvcc.static_runtime is None:
-        return None, f"the toolkit of nvcc {nvcc.version} has no cuda_runtime.h or libcudart_static.a"
+        return (
+            None,
+            f"the toolkit of nvcc {nvcc.version} has no cuda_runtime.h or libcudart_static.a",
+        )
     return nvcc, None
 
 
@@ -172,7 +177,13 @@ class Build(BuildExtension):
     def compile_cuda(self, nvcc, archs):
         folder = Path(self.build_temp).resolve() / "cuda"
         folder.mkdir(parents=True, exist_ok=True)
-        flags = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC,-fvisibility=hidden", f"-I{ROOT / 'csrc'}"]
+        flags = [
+            "-O3",
+            "-std=c++20",
+            "-Xcompiler",
+            "-fPIC,-fvisibility=hidden",
+            f"-I{ROOT / 'csrc'}",
+        ]
         flags += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         newest = archs[-1]
         flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
@@ -205,7 +216,10 @@ class Build(BuildExtension):
         (package / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def get_source_files(self):
-        return [*super().get_source_files(), *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*"))]
+        return [
+            *super().get_source_files(),
+            *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*")),
+        ]
 
 
 def cpp_extension():

@@ -1,5 +1,6 @@
-// Glue of affine_coupling: checks the inputs once, allocates the outputs, calls the kernel of the device, and ties the
-// gradient to the op: in C++, because torch's Python machinery for it costs 90 us a call, more than a small coupling.
+// Glue of affine_coupling: checks the inputs once, allocates the outputs, calls the kernel of the
+// device, and ties the gradient to the op: in C++, because torch's Python machinery for it costs 90
+// us a call, more than a small coupling.
 #include "affine_coupling.h"
 
 #include <ATen/ops/empty.h>
@@ -20,25 +21,30 @@ ScaleMap scale_map_of(std::string_view name) {
   if (name == "tanh") return ScaleMap::tanh;
   if (name == "sigmoid") return ScaleMap::sigmoid;
   if (name == "atan") return ScaleMap::atan;
-  TORCH_CHECK_VALUE(false, "scale_map must be one of 'exp', 'tanh', 'sigmoid', 'atan', got '", name, "'");
+  TORCH_CHECK_VALUE(false, "scale_map must be one of 'exp', 'tanh', 'sigmoid', 'atan', got '", name,
+                    "'");
 }
 
 void check_clamp(double clamp) {
-  TORCH_CHECK_VALUE(clamp > 0 && std::isfinite(clamp), "clamp must be a finite number above 0, got ", clamp);
+  TORCH_CHECK_VALUE(clamp > 0 && std::isfinite(clamp),
+                    "clamp must be a finite number above 0, got ", clamp);
 }
 
-// The mask as an operand of x's shape, with stride 0 wherever it is broadcast; x itself stands in for no mask.
+// The mask as an operand of x's shape, with stride 0 wherever it is broadcast; x itself stands in
+// for no mask.
 Tensor expanded_mask(const OptionalTensor& mask, const Tensor& x) {
   if (!mask) return x;
-  TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, "mask must be a bool tensor, got ", mask->scalar_type());
-  TORCH_CHECK_VALUE(mask->device() == x.device(), "mask must be on the device of x, ", x.device(), ", got ",
-                    mask->device());
+  TORCH_CHECK_TYPE(mask->scalar_type() == at::kBool, "mask must be a bool tensor, got ",
+                   mask->scalar_type());
+  TORCH_CHECK_VALUE(mask->device() == x.device(), "mask must be on the device of x, ", x.device(),
+                    ", got ", mask->device());
   const auto sample = x.sizes().slice(1);
   bool fits = mask->dim() <= static_cast<int64_t>(sample.size());
   for (int64_t d = 1; fits && d <= mask->dim(); ++d) {
     fits = mask->size(-d) == 1 || mask->size(-d) == sample[sample.size() - d];
   }
-  TORCH_CHECK_VALUE(fits, "mask must broadcast to one sample of x, ", sample, ", got ", mask->sizes());
+  TORCH_CHECK_VALUE(fits, "mask must broadcast to one sample of x, ", sample, ", got ",
+                    mask->sizes());
   return mask->expand(x.sizes());
 }
 
@@ -48,9 +54,9 @@ OptionalTensor dense(const OptionalTensor& mask, const Tensor& x) {
   return mask->expand(x.sizes().slice(1)).contiguous();
 }
 
-std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& raw_scale, const Tensor& shift,
-                                           const OptionalTensor& mask, std::string_view scale_map,
-                                           double clamp, bool inverse) {
+std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& raw_scale,
+                                           const Tensor& shift, const OptionalTensor& mask,
+                                           std::string_view scale_map, double clamp, bool inverse) {
   AffineCoupling p{storage_of(x, "x"), scale_map_of(scale_map), clamp, inverse};
   check_clamp(clamp);
   TORCH_CHECK_VALUE(x.dim() >= 1, "x must have a batch dimension, got a scalar");
@@ -94,7 +100,8 @@ std::vector<Tensor> affine_coupling_backward(const Tensor& grad_output, const Te
   check_same_shape(grad_output, "grad_output", x, "x");
   check_same_shape(raw_scale, "raw_scale", x, "x");
   TORCH_CHECK_VALUE(grad_log_det.dim() == 1 && grad_log_det.size(0) == x.size(0),
-                    "grad_log_det must have the shape [", x.size(0), "], got ", grad_log_det.sizes());
+                    "grad_log_det must have the shape [", x.size(0), "], got ",
+                    grad_log_det.sizes());
   const Tensor grad_sum = grad_log_det.to(sum_type(x));
   const bool own_shift = mask || inverse;
   std::vector<Tensor> gradients{fresh_like(x), fresh_like(raw_scale)};
@@ -119,7 +126,8 @@ std::vector<Tensor> affine_coupling_backward(const Tensor& grad_output, const Te
   if (mask) p.mask = described->operands[6];
   p.grad_log_det = grad_sum.data_ptr();
   p.grad_log_det_stride = grad_sum.stride(0);
-  run(x, p, DEEPGEN_CPU_KERNEL(affine_coupling_backward), DEEPGEN_CUDA_KERNEL(affine_coupling_backward));
+  run(x, p, DEEPGEN_CPU_KERNEL(affine_coupling_backward),
+      DEEPGEN_CUDA_KERNEL(affine_coupling_backward));
   return gradients;
 }
 
@@ -135,8 +143,8 @@ using torch::autograd::variable_list;
 // Keeps x (for the inverse its result: the kernel wants the argument of s) and raw_scale.
 struct Differentiable : torch::autograd::Function<Differentiable> {
   static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& raw_scale,
-                               const Tensor& shift, const OptionalTensor& mask, std::string_view scale_map,
-                               double clamp, bool inverse) {
+                               const Tensor& shift, const OptionalTensor& mask,
+                               std::string_view scale_map, double clamp, bool inverse) {
     static const auto op = registered_op<decltype(affine_coupling)>("deepgen_ext::affine_coupling");
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     auto [y, log_det] = op.call(x, raw_scale, shift, mask, scale_map, clamp, inverse);
@@ -153,18 +161,18 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
     const UnlessDifferentiatedAgain below_autograd;
     const variable_list saved = context->get_saved_variables();
     const OptionalTensor mask = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
-    const auto result = op.call(gradients[0], gradients[1], saved[0], saved[1], mask,
-                                context->saved_data["scale_map"].toStringView(),
-                                context->saved_data["clamp"].toDouble(),
-                                context->saved_data["inverse"].toBool());
+    const auto result =
+        op.call(gradients[0], gradients[1], saved[0], saved[1], mask,
+                context->saved_data["scale_map"].toStringView(),
+                context->saved_data["clamp"].toDouble(), context->saved_data["inverse"].toBool());
     const Tensor& by_shift = result.size() == 3 ? result[2] : gradients[0];
     return {result[0], result[1], by_shift, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
-std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& raw_scale, const Tensor& shift,
-                                          const OptionalTensor& mask, std::string_view scale_map,
-                                          double clamp, bool inverse) {
+std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& raw_scale,
+                                          const Tensor& shift, const OptionalTensor& mask,
+                                          std::string_view scale_map, double clamp, bool inverse) {
   const auto outputs = Differentiable::apply(x, raw_scale, shift, mask, scale_map, clamp, inverse);
   return {outputs[0], outputs[1]};
 }

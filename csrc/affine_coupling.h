@@ -1,7 +1,8 @@
-// affine_coupling: y = x s(raw) + t, its inverse, its gradient, and log det = sum of log s over all but the batch.
+// affine_coupling: y = x s(raw) + t, its inverse, its gradient, and log det = sum of log s over all
+// but the batch.
 //
-// What the glue (affine_coupling.cpp), the CPU kernel and the CUDA kernel agree on: the problem's shape, the raw
-// pointers, and the formulas of one element.
+// What the glue (affine_coupling.cpp), the CPU kernel and the CUDA kernel agree on: the problem's
+// shape, the raw pointers, and the formulas of one element.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +25,14 @@ struct AffineCoupling {
   Operand mask;   // bool, batch_stride 0, absent without a mask: where false, y = x
   void* log_det;  // (batch,), double for f64, else float
 
-  // Room for the sums of pieces of long rows, (batch, pieces), of log_det's type. CUDA only; null for one piece.
+  // Room for the sums of pieces of long rows, (batch, pieces), of log_det's type. CUDA only; null
+  // for one piece.
   void* partial_sums = nullptr;
   int64_t pieces = 1;
 };
 
-// The gradient. `x` is the argument of s in both directions, the input of the forward map and the output of the
-// inverse, so that neither the shift nor y is read.
+// The gradient. `x` is the argument of s in both directions, the input of the forward map and the
+// output of the inverse, so that neither the shift nor y is read.
 //   forward: dx = g s          draw = (g x s + G) l'     dt = g
 //   inverse: dy = g / s        draw = -(g x + G) l'      dt = -g / s
 // with l = log s(raw), g the gradient of the output and G that of log_det.
@@ -46,7 +48,8 @@ struct AffineCouplingBackward {
   const void* grad_log_det;  // (batch,), of log_det's type
   int64_t grad_log_det_stride;
   Operand grad_input, grad_raw_scale;
-  Operand grad_shift;  // absent where the caller does not need it: forward without a mask, it is g itself
+  Operand grad_shift;  // absent where the caller does not need it: forward without a mask, it is g
+                       // itself
 };
 
 namespace cpu {
@@ -61,8 +64,8 @@ void affine_coupling_backward(const AffineCouplingBackward&, void* stream);
 int64_t affine_coupling_pieces(const Extent&);
 }  // namespace cuda
 
-// One element. Three functions of plain scalars: a struct of results kept the vectoriser away; what they compute in
-// common the compiler finds.
+// One element. Three functions of plain scalars: a struct of results kept the vectoriser away; what
+// they compute in common the compiler finds.
 
 // exp(-|v|) with v = raw + 2: both sides of the sigmoid without overflow.
 template <class T>

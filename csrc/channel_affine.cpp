@@ -1,5 +1,5 @@
-// Glue of channel_affine: checks the inputs once, allocates the outputs, calls the kernel of the device, and ties the
-// gradient to the op.
+// Glue of channel_affine: checks the inputs once, allocates the outputs, calls the kernel of the
+// device, and ties the gradient to the op.
 #include "channel_affine.h"
 
 #include <ATen/ops/empty.h>
@@ -17,8 +17,9 @@ using at::Tensor;
 
 void check_parameter(const Tensor& parameter, const char* name, const Tensor& x) {
   check_same_type(parameter, name, x, "x");
-  TORCH_CHECK_VALUE(parameter.dim() == 1 && parameter.size(0) == x.size(1), name, " must have the shape [",
-                    x.size(1), "], one value a channel of x, got ", parameter.sizes());
+  TORCH_CHECK_VALUE(parameter.dim() == 1 && parameter.size(0) == x.size(1), name,
+                    " must have the shape [", x.size(1), "], one value a channel of x, got ",
+                    parameter.sizes());
 }
 
 void check_x(const Tensor& x) {
@@ -30,8 +31,10 @@ struct DescribedChannels {
   std::vector<ChannelOperand> operands;
 };
 
-// Which of the merged dimensions is the channel shows in a vector over channels, broadcast to all of x.
-std::optional<DescribedChannels> describe_channels(std::vector<Tensor> tensors, const Tensor& parameter) {
+// Which of the merged dimensions is the channel shows in a vector over channels, broadcast to all
+// of x.
+std::optional<DescribedChannels> describe_channels(std::vector<Tensor> tensors,
+                                                   const Tensor& parameter) {
   std::vector<int64_t> shape(tensors.front().dim(), 1);
   shape[1] = parameter.size(0);
   tensors.push_back(parameter.view(shape).expand(tensors.front().sizes()));
@@ -58,14 +61,14 @@ std::optional<DescribedChannels> describe_channels(std::vector<Tensor> tensors, 
   for (size_t i = 0; i + 1 < tensors.size(); ++i) {
     const Operand& operand = described->operands[i];
     const auto stride = [&](int slot) { return slot < 0 ? int64_t{0} : operand.stride[slot]; };
-    result.operands.push_back(
-        {operand.data, operand.batch_stride, stride(channel), stride(others[1]), stride(others[0])});
+    result.operands.push_back({operand.data, operand.batch_stride, stride(channel),
+                               stride(others[1]), stride(others[0])});
   }
   return result;
 }
 
-std::tuple<Tensor, Tensor> channel_affine(const Tensor& x, const Tensor& log_scale, const Tensor& shift,
-                                          bool inverse) {
+std::tuple<Tensor, Tensor> channel_affine(const Tensor& x, const Tensor& log_scale,
+                                          const Tensor& shift, bool inverse) {
   ChannelAffine p{storage_of(x, "x"), inverse};
   check_x(x);
   check_parameter(log_scale, "log_scale", x);
@@ -89,7 +92,8 @@ std::tuple<Tensor, Tensor> channel_affine(const Tensor& x, const Tensor& log_sca
 }
 
 // grad_input, grad_log_scale, grad_shift.
-std::tuple<Tensor, Tensor, Tensor> channel_affine_backward(const Tensor& grad_output, const Tensor& grad_log_det,
+std::tuple<Tensor, Tensor, Tensor> channel_affine_backward(const Tensor& grad_output,
+                                                           const Tensor& grad_log_det,
                                                            const Tensor& x, const Tensor& log_scale,
                                                            bool inverse) {
   ChannelAffineBackward p{storage_of(x, "x"), inverse};
@@ -97,15 +101,17 @@ std::tuple<Tensor, Tensor, Tensor> channel_affine_backward(const Tensor& grad_ou
   check_same_shape(grad_output, "grad_output", x, "x");
   check_parameter(log_scale, "log_scale", x);
   TORCH_CHECK_VALUE(grad_log_det.dim() == 1 && grad_log_det.size(0) == x.size(0),
-                    "grad_log_det must have the shape [", x.size(0), "], got ", grad_log_det.sizes());
+                    "grad_log_det must have the shape [", x.size(0), "], got ",
+                    grad_log_det.sizes());
   const Tensor grad_sum = grad_log_det.to(sum_type(x)).contiguous();
   const Tensor dense_log_scale = log_scale.contiguous();
   const Tensor grad_input = fresh_like(x);
-  const Tensor grad_log_scale = at::empty_like(dense_log_scale), grad_shift = at::empty_like(dense_log_scale);
+  const Tensor grad_log_scale = at::empty_like(dense_log_scale),
+               grad_shift = at::empty_like(dense_log_scale);
   const auto described = describe_channels({x, grad_output, grad_input}, dense_log_scale);
   if (!described) {
-    const auto [dense_input, other_log_scale, other_shift] =
-        channel_affine_backward(grad_output.contiguous(), grad_log_det, x.contiguous(), log_scale, inverse);
+    const auto [dense_input, other_log_scale, other_shift] = channel_affine_backward(
+        grad_output.contiguous(), grad_log_det, x.contiguous(), log_scale, inverse);
     return {grad_input.copy_(dense_input), other_log_scale, other_shift};
   }
   p.extent = described->extent;
@@ -124,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> channel_affine_backward(const Tensor& grad_ou
     partial_sums = at::empty({2, p.extent.channels, p.pieces}, grad_sum.options());
     p.partial_sums = partial_sums.data_ptr();
   }
-  run(x, p, DEEPGEN_CPU_KERNEL(channel_affine_backward), DEEPGEN_CUDA_KERNEL(channel_affine_backward));
+  run(x, p, DEEPGEN_CPU_KERNEL(channel_affine_backward),
+      DEEPGEN_CUDA_KERNEL(channel_affine_backward));
   return {grad_input, grad_log_scale, grad_shift};
 }
 
@@ -160,8 +167,8 @@ struct Differentiable : torch::autograd::Function<Differentiable> {
   }
 };
 
-std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& log_scale, const Tensor& shift,
-                                          bool inverse) {
+std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& log_scale,
+                                          const Tensor& shift, bool inverse) {
   const auto outputs = Differentiable::apply(x, log_scale, shift, inverse);
   return {outputs[0], outputs[1]};
 }

@@ -1,10 +1,13 @@
-// channel_affine: y = x exp(l) + t with one l and one t a channel (activation normalisation), its inverse, its gradient.
+// channel_affine: y = x exp(l) + t with one l and one t a channel (activation normalisation), its
+// inverse, its gradient.
 //
-// log det = positions * sum of l, the same for every sample; positions = elements of a channel in one sample.
-// Gradients need two sums a channel, A = sum of g x and B = sum of g, over samples and positions:
+// log det = positions * sum of l, the same for every sample; positions = elements of a channel in
+// one sample. Gradients need two sums a channel, A = sum of g x and B = sum of g, over samples and
+// positions:
 //   forward: dx = g s    dl = s A + positions * sum G     dt = B
 //   inverse: dy = g / s  dl = -A - positions * sum G      dt = -B / s
-// with x the argument of s in both directions (the result, for the inverse) and G the gradient of log det.
+// with x the argument of s in both directions (the result, for the inverse) and G the gradient of
+// log det.
 #pragma once
 
 #include "elementary.h"
@@ -39,7 +42,7 @@ struct ChannelAffineBackward {
   ChannelExtent extent;
   ChannelOperand grad_output, x, grad_input;
   const void* log_scale;
-  const void* grad_log_det;  // (batch,), contiguous, of log_det's type
+  const void* grad_log_det;           // (batch,), contiguous, of log_det's type
   void *grad_log_scale, *grad_shift;  // (channels,)
 
   // Room for the sums of pieces, (2, channels, pieces), of log_det's type. CUDA only.

@@ -1,9 +1,9 @@
 #include "glue.h"
 
-#include <algorithm>
-
 #include <ATen/ops/empty_like.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -12,10 +12,14 @@ namespace deepgen {
 
 Storage storage_of(const at::Tensor& tensor, const char* name) {
   switch (tensor.scalar_type()) {
-    case at::kFloat: return Storage::f32;
-    case at::kDouble: return Storage::f64;
-    case at::kBFloat16: return Storage::bf16;
-    case at::kHalf: return Storage::f16;
+    case at::kFloat:
+      return Storage::f32;
+    case at::kDouble:
+      return Storage::f64;
+    case at::kBFloat16:
+      return Storage::bf16;
+    case at::kHalf:
+      return Storage::f16;
     default:
       TORCH_CHECK_TYPE(false, name, " must be a float32, float64, bfloat16 or float16 tensor, got ",
                        tensor.scalar_type());
@@ -37,8 +41,8 @@ void check_same_type(const at::Tensor& tensor, const char* name, const at::Tenso
 void check_same_shape(const at::Tensor& tensor, const char* name, const at::Tensor& like,
                       const char* like_name) {
   check_same_type(tensor, name, like, like_name);
-  TORCH_CHECK_VALUE(tensor.sizes() == like.sizes(), name, " must have the shape of ", like_name, ", ",
-                    like.sizes(), ", got ", tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.sizes() == like.sizes(), name, " must have the shape of ", like_name,
+                    ", ", like.sizes(), ", got ", tensor.sizes());
 }
 
 at::Tensor fresh_like(const at::Tensor& tensor) {
@@ -67,9 +71,10 @@ std::optional<Described> describe(const std::vector<at::Tensor>& tensors) {
                    [&](int64_t a, int64_t b) { return first.stride(a) > first.stride(b); });
   std::vector<std::vector<int64_t>> groups;  // dimensions that merge into one, outermost first
   for (const int64_t d : order) {
-    const bool joins = !groups.empty() && std::all_of(tensors.begin(), tensors.end(), [&](const auto& t) {
-      return t.stride(groups.back().back()) == t.stride(d) * t.size(d);
-    });
+    const bool joins =
+        !groups.empty() && std::all_of(tensors.begin(), tensors.end(), [&](const auto& t) {
+          return t.stride(groups.back().back()) == t.stride(d) * t.size(d);
+        });
     if (!joins) groups.emplace_back();
     groups.back().push_back(d);
   }

@@ -10,7 +10,8 @@ namespace deepgen {
 // Storage types. Arithmetic and sums are in double for f64 and in float for the rest.
 enum class Storage : int { f32, f64, bf16, f16 };
 
-// A tensor seen as (batch, size[0], size[1], size[2]) with strides in elements; a broadcast dimension has stride 0.
+// A tensor seen as (batch, size[0], size[1], size[2]) with strides in elements; a broadcast
+// dimension has stride 0.
 struct Operand {
   void* data = nullptr;
   int64_t batch_stride = 0;
@@ -19,8 +20,8 @@ struct Operand {
   DEEPGEN_HD explicit operator bool() const { return data != nullptr; }
 };
 
-// The dimensions all operands of an elementwise op share: the batch, and the rest merged to at most three, innermost
-// last, 1 where unused. A row is all elements of one sample.
+// The dimensions all operands of an elementwise op share: the batch, and the rest merged to at most
+// three, innermost last, 1 where unused. A row is all elements of one sample.
 struct Extent {
   int64_t batch = 0;
   int64_t size[3] = {1, 1, 1};

@@ -1,7 +1,8 @@
-// The Python module _C: loading it registers the ops; what it binds itself is information about the build and the CPU.
-#include <string>
-
+// The Python module _C: loading it registers the ops; what it binds itself is information about the
+// build and the CPU.
 #include <pybind11/pybind11.h>
+
+#include <string>
 
 #ifdef DEEPGEN_WITH_CUDA
 #include <cuda_runtime.h>
@@ -36,5 +37,6 @@ int cuda_runtime_version() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("simd_level", &simd_level, "The instruction set of the CPU kernels on this machine.");
-  m.def("cuda_runtime_version", &cuda_runtime_version, "As 1000 * major + 10 * minor; 0 in a build without CUDA.");
+  m.def("cuda_runtime_version", &cuda_runtime_version,
+        "As 1000 * major + 10 * minor; 0 in a build without CUDA.");
 }

@@ -1,7 +1,7 @@
 """Fast C++/CUDA kernels and models for classical deep generative modelling in PyTorch.
 
-`ops` are drop-in functions on tensors, `nn.transforms` invertible layers, `models` whole models, `objectives` what turns
-likelihoods into numbers; `build_info()` says what was compiled. Parts are imported when they are first used, so that
+`ops` are drop-in functions on tensors, `nn.transforms` invertible layers, `models` whole models, `objectives` what
+turns likelihoods into numbers; `build_info()` says what was compiled. Parts are imported when first used, so that
 `deepgen --help` does not wait for torch.
 """
 

@@ -22,9 +22,9 @@ def dequantize(
     The expected log-density of x bounds the log-probability of the levels from below (Theis et al.,
     "A note on the evaluation of generative models", 2016).
 
-    Args: levels: integers in [0, n_levels), any shape. The range is checked on the CPU only:
-        elsewhere the check
-            would wait for the device.
+    Args:
+        levels: integers in [0, n_levels), any shape. The range is checked on the CPU only:
+            elsewhere the check would wait for the device.
         n_levels: number of levels, 256 for 8-bit images.
         noise: u itself, of the shape of `levels`; its dtype is that of x. Drawn from `generator`
             when None.
@@ -72,9 +72,11 @@ def bits_per_dim(log_prob: Tensor, dims: int, n_levels: int) -> Tensor:
     bpd = -(log_prob - dims * ln n_levels) / (dims * ln 2): the density of x counted per level, not
     per unit of x.
 
-    Args: log_prob: nats per sample, any shape. dims: number of dimensions of one sample, C * H * W.
+    Args:
+        log_prob: nats per sample, any shape.
+        dims: number of dimensions of one sample, C * H * W.
         n_levels: the number of levels that x was divided by; 1 for a density that is not of
-        dequantised levels.
+            dequantised levels.
     """
     if dims < 1:
         raise ValueError(f"dims: expected a positive number, got {dims}")

@@ -68,10 +68,8 @@ def channel_affine(
     per_channel = (-1,) + (1,) * (x.ndim - 2)
     scale = log_scale.to(accumulate).view(per_channel)
     offset = shift.to(accumulate).view(per_channel)
-    if inverse:
-        y = (x.to(accumulate) - offset) * (-scale).exp()
-    else:
-        y = x.to(accumulate) * scale.exp() + offset
+    values = x.to(accumulate)
+    y = (values - offset) * (-scale).exp() if inverse else values * scale.exp() + offset
     positions = math.prod(x.shape[2:])
     log_det = log_scale.to(accumulate).sum() * (-positions if inverse else positions)
     return y.to(x.dtype), log_det.expand(x.shape[0])

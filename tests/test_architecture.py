@@ -110,7 +110,9 @@ def test_no_room_without_an_op():
 def test_kernels_are_light():
     """Kernels on raw pointers compile in seconds; torch's large headers take minutes and gigabytes."""
     heavy = re.compile(r"#include <torch/(extension|all|torch)\.h>|#include <ATen/ATen\.h>")
-    torch_in_kernel = re.compile(r"#include <(torch/|ATen/(?!Parallel\.h)|c10/(?!util/(BFloat16|Half)\.h))")
+    torch_in_kernel = re.compile(
+        r"#include <(torch/|ATen/(?!Parallel\.h)|c10/(?!util/(BFloat16|Half)\.h))"
+    )
     for path in (ROOT / "csrc").rglob("*.*"):
         if path.suffix not in {".h", ".cpp", ".cu", ".cuh"}:
             continue

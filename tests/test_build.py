@@ -86,7 +86,7 @@ def test_architectures():
     process = run_setup("print(load()['architectures']())", DEEPGEN_CUDA_ARCHS="8.0 90a")
     assert process.stdout == "['80', '90a']\n"
     said = sentence(run_setup("load()['architectures']()", DEEPGEN_CUDA_ARCHS="hopper"))
-    assert 'must look like "80;90", not \'hopper\'' in said
+    assert "must look like \"80;90\", not 'hopper'" in said
 
 
 def test_parallel_compilers_are_bounded_by_memory(monkeypatch):
@@ -102,7 +102,9 @@ def test_torch_changed_since_the_build(monkeypatch):
     monkeypatch.setattr(_extension, "_build_record", lambda: {"torch": "2.11.0+cu130"})
     if torch.__version__.startswith("2.11"):
         monkeypatch.setattr(_extension, "_build_record", lambda: {"torch": "2.13.0"})
-    with pytest.raises(ImportError, match=r"was built with torch 2\.\d+.* but torch .* is running") as e:
+    with pytest.raises(
+        ImportError, match=r"was built with torch 2\.\d+.* but torch .* is running"
+    ) as e:
         _extension._load()
     assert "pip install --no-build-isolation" in str(e.value)
 
@@ -140,7 +142,15 @@ def test_the_wheel_runs_from_an_empty_directory(tmp_path):
     wheels, site, empty = (tmp_path / name for name in ("wheels", "site", "empty"))
     empty.mkdir()
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [*pip, "wheel", "--no-build-isolation", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)]
+    build = [
+        *pip,
+        "wheel",
+        "--no-build-isolation",
+        "--no-deps",
+        "--wheel-dir",
+        str(wheels),
+        str(ROOT),
+    ]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = wheels.glob("*.whl")

@@ -1,12 +1,13 @@
 // affine_coupling on the CPU.
 //
-// Moves 16 bytes an element forward (x, raw, t in, y out) and 20 backward (g, x, raw in, two gradients out; dt is g
-// itself); memory bounds it once the exponential is vectorised (0.4 ns an element against 1.6 ns of traffic on one
-// core). Each tile (tile.h) is read once, mapped in one dense SIMD loop, and its log s summed from an L1 buffer: so
-// that one loop serves long rows, where log det is a long sum, and rows of 8, where a reduction in the loop itself
-// would cost more than the map. Sums are over at most 1024 floats in SIMD lanes, then in double: 1e-7 from float64 on
-// 25,000 elements, where one accumulator is 2e-4 off. What separates it from a copy is mostly the page faults of fresh
-// outputs: large ones ask for huge pages (affine_coupling.cpp).
+// Moves 16 bytes an element forward (x, raw, t in, y out) and 20 backward (g, x, raw in, two
+// gradients out; dt is g itself); memory bounds it once the exponential is vectorised (0.4 ns an
+// element against 1.6 ns of traffic on one core). Each tile (tile.h) is read once, mapped in one
+// dense SIMD loop, and its log s summed from an L1 buffer: so that one loop serves long rows, where
+// log det is a long sum, and rows of 8, where a reduction in the loop itself would cost more than
+// the map. Sums are over at most 1024 floats in SIMD lanes, then in double: 1e-7 from float64 on
+// 25,000 elements, where one accumulator is 2e-4 off. What separates it from a copy is mostly the
+// page faults of fresh outputs: large ones ask for huge pages (affine_coupling.cpp).
 #include "../affine_coupling.h"
 
 #include <vector>
@@ -33,16 +34,18 @@ DEEPGEN_INLINE void map_elements(int64_t n, const T* __restrict x, const T* __re
 
 template <ScaleMap M, bool Inverse, class T>
 DEEPGEN_INLINE void map_gradients(int64_t n, const T* __restrict g, const T* __restrict x,
-                                  const T* __restrict raw, const T* __restrict grad_log_det, T clamp,
-                                  T* __restrict grad_input, T* __restrict grad_raw) {
+                                  const T* __restrict raw, const T* __restrict grad_log_det,
+                                  T clamp, T* __restrict grad_input, T* __restrict grad_raw) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const T log = log_scale_of<M>(raw[i], clamp);
     const T slope = slope_of<M>(raw[i], log, clamp);
     const T gradient = g[i] * factor_of<M>(raw[i], log, Inverse);
     grad_input[i] = gradient;
-    // The inverse's scale acts on its result x = (y - t) / s, whose gradient has g where the forward map's has g s.
-    grad_raw[i] = (Inverse ? -(g[i] * x[i] + grad_log_det[i]) : gradient * x[i] + grad_log_det[i]) * slope;
+    // The inverse's scale acts on its result x = (y - t) / s, whose gradient has g where the
+    // forward map's has g s.
+    grad_raw[i] =
+        (Inverse ? -(g[i] * x[i] + grad_log_det[i]) : gradient * x[i] + grad_log_det[i]) * slope;
   }
 }
 
@@ -55,27 +58,32 @@ DEEPGEN_INLINE void with_constants(ScaleMap map, bool inverse, F f) {
     inverse ? f(m, std::true_type{}) : f(m, std::false_type{});
   };
   switch (map) {
-    case ScaleMap::exp: return with_direction(std::integral_constant<ScaleMap, ScaleMap::exp>{});
-    case ScaleMap::tanh: return with_direction(std::integral_constant<ScaleMap, ScaleMap::tanh>{});
-    case ScaleMap::sigmoid: return with_direction(std::integral_constant<ScaleMap, ScaleMap::sigmoid>{});
-    case ScaleMap::atan: return with_direction(std::integral_constant<ScaleMap, ScaleMap::atan>{});
+    case ScaleMap::exp:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::exp>{});
+    case ScaleMap::tanh:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::tanh>{});
+    case ScaleMap::sigmoid:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::sigmoid>{});
+    case ScaleMap::atan:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::atan>{});
   }
 }
 
 template <class T>
-DEEPGEN_INLINE void map_tile(const AffineCoupling& p, int64_t n, const T* x, const T* raw, const T* shift,
-                             T* y, T* log_scale) {
+DEEPGEN_INLINE void map_tile(const AffineCoupling& p, int64_t n, const T* x, const T* raw,
+                             const T* shift, T* y, T* log_scale) {
   with_constants(p.scale_map, p.inverse, [&](auto map, auto inverse) DEEPGEN_INLINE_LAMBDA {
     map_elements<map(), inverse(), T>(n, x, raw, shift, static_cast<T>(p.clamp), y, log_scale);
   });
 }
 
 template <class T>
-DEEPGEN_INLINE void map_gradient_tile(const AffineCouplingBackward& p, int64_t n, const T* g, const T* x,
-                                      const T* raw, const T* grad_log_det, T* grad_input, T* grad_raw) {
+DEEPGEN_INLINE void map_gradient_tile(const AffineCouplingBackward& p, int64_t n, const T* g,
+                                      const T* x, const T* raw, const T* grad_log_det,
+                                      T* grad_input, T* grad_raw) {
   with_constants(p.scale_map, p.inverse, [&](auto map, auto inverse) DEEPGEN_INLINE_LAMBDA {
-    map_gradients<map(), inverse(), T>(n, g, x, raw, grad_log_det, static_cast<T>(p.clamp), grad_input,
-                                       grad_raw);
+    map_gradients<map(), inverse(), T>(n, g, x, raw, grad_log_det, static_cast<T>(p.clamp),
+                                       grad_input, grad_raw);
   });
 }
 
@@ -90,13 +98,19 @@ DEEPGEN_INLINE void sum_short_rows(const T* __restrict values, int64_t rows, T* 
 }
 
 template <class T>
-DEEPGEN_INLINE void sum_rows_of(const T* __restrict values, int64_t rows, int64_t columns, T* __restrict sums) {
+DEEPGEN_INLINE void sum_rows_of(const T* __restrict values, int64_t rows, int64_t columns,
+                                T* __restrict sums) {
   switch (columns) {
-    case 1: return sum_short_rows<1>(values, rows, sums);
-    case 2: return sum_short_rows<2>(values, rows, sums);
-    case 4: return sum_short_rows<4>(values, rows, sums);
-    case 8: return sum_short_rows<8>(values, rows, sums);
-    case 16: return sum_short_rows<16>(values, rows, sums);
+    case 1:
+      return sum_short_rows<1>(values, rows, sums);
+    case 2:
+      return sum_short_rows<2>(values, rows, sums);
+    case 4:
+      return sum_short_rows<4>(values, rows, sums);
+    case 8:
+      return sum_short_rows<8>(values, rows, sums);
+    case 16:
+      return sum_short_rows<16>(values, rows, sums);
   }
   // Four sums side by side: one alone waits for each addition.
   const int64_t quarter = columns / 4;
@@ -115,22 +129,25 @@ DEEPGEN_INLINE void sum_rows_of(const T* __restrict values, int64_t rows, int64_
 }
 
 // The functions that exist once per instruction set.
-DEEPGEN_SIMD void map_tile_simd(const AffineCoupling& p, int64_t n, const float* x, const float* raw,
-                                const float* shift, float* y, float* log_scale) {
+DEEPGEN_SIMD void map_tile_simd(const AffineCoupling& p, int64_t n, const float* x,
+                                const float* raw, const float* shift, float* y, float* log_scale) {
   map_tile<float>(p, n, x, raw, shift, y, log_scale);
 }
-DEEPGEN_SIMD void map_tile_simd(const AffineCoupling& p, int64_t n, const double* x, const double* raw,
-                                const double* shift, double* y, double* log_scale) {
+DEEPGEN_SIMD void map_tile_simd(const AffineCoupling& p, int64_t n, const double* x,
+                                const double* raw, const double* shift, double* y,
+                                double* log_scale) {
   map_tile<double>(p, n, x, raw, shift, y, log_scale);
 }
 DEEPGEN_SIMD void map_gradient_tile_simd(const AffineCouplingBackward& p, int64_t n, const float* g,
-                                         const float* x, const float* raw, const float* grad_log_det,
-                                         float* grad_input, float* grad_raw) {
+                                         const float* x, const float* raw,
+                                         const float* grad_log_det, float* grad_input,
+                                         float* grad_raw) {
   map_gradient_tile<float>(p, n, g, x, raw, grad_log_det, grad_input, grad_raw);
 }
-DEEPGEN_SIMD void map_gradient_tile_simd(const AffineCouplingBackward& p, int64_t n, const double* g,
-                                         const double* x, const double* raw, const double* grad_log_det,
-                                         double* grad_input, double* grad_raw) {
+DEEPGEN_SIMD void map_gradient_tile_simd(const AffineCouplingBackward& p, int64_t n,
+                                         const double* g, const double* x, const double* raw,
+                                         const double* grad_log_det, double* grad_input,
+                                         double* grad_raw) {
   map_gradient_tile<double>(p, n, g, x, raw, grad_log_det, grad_input, grad_raw);
 }
 DEEPGEN_SIMD void sum_rows(const float* values, int64_t rows, int64_t columns, float* sums) {

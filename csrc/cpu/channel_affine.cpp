@@ -1,18 +1,19 @@
 // channel_affine on the CPU.
 //
-// Forward moves 8 bytes an element, backward 12 (g, x in, dx out) and finds both sums of each channel in the same
-// pass; the vendor's way is three kernels forward and five backward. Memory bounds it. Work goes run by run, a run
-// being the positions of one channel (images) or the channels of one position (vectors, channels-last), so that the
-// innermost loop is always dense. Sums of runs are kept per piece of the batch, in double, and added in a fixed order:
-// they do not depend on the number of threads.
+// Forward moves 8 bytes an element, backward 12 (g, x in, dx out) and finds both sums of each
+// channel in the same pass; the vendor's way is three kernels forward and five backward. Memory
+// bounds it. Work goes run by run, a run being the positions of one channel (images) or the
+// channels of one position (vectors, channels-last), so that the innermost loop is always dense.
+// Sums of runs are kept per piece of the batch, in double, and added in a fixed order: they do not
+// depend on the number of threads.
 #include "../channel_affine.h"
-
-#include <cmath>
-#include <vector>
 
 #include <ATen/Parallel.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+
+#include <cmath>
+#include <vector>
 
 #include "simd.h"
 
@@ -50,8 +51,9 @@ DEEPGEN_INLINE void map_run_of(int64_t n, const S* __restrict x, const T* __rest
 
 // dx = g * scale over a run in one channel; adds the sums of g x and of g.
 template <class S, class T>
-DEEPGEN_INLINE void gradient_run_in_channel(int64_t n, const S* __restrict g, const S* __restrict x, T scale,
-                                            S* __restrict grad_input, double* sum_gx, double* sum_g) {
+DEEPGEN_INLINE void gradient_run_in_channel(int64_t n, const S* __restrict g, const S* __restrict x,
+                                            T scale, S* __restrict grad_input, double* sum_gx,
+                                            double* sum_g) {
   for (int64_t begin = 0; begin < n; begin += longest_run) {
     const int64_t end = begin + longest_run < n ? begin + longest_run : n;
     T gx = 0, gs = 0;
@@ -69,9 +71,10 @@ DEEPGEN_INLINE void gradient_run_in_channel(int64_t n, const S* __restrict g, co
 
 // The same over the channels of one position.
 template <class S, class T>
-DEEPGEN_INLINE void gradient_run_over_channels(int64_t n, const S* __restrict g, const S* __restrict x,
-                                               const T* __restrict scale, S* __restrict grad_input,
-                                               double* __restrict sum_gx, double* __restrict sum_g) {
+DEEPGEN_INLINE void gradient_run_over_channels(int64_t n, const S* __restrict g,
+                                               const S* __restrict x, const T* __restrict scale,
+                                               S* __restrict grad_input, double* __restrict sum_gx,
+                                               double* __restrict sum_g) {
   for (int64_t i = 0; i < n; ++i) {
     const T gradient = static_cast<T>(g[i]);
     grad_input[i] = static_cast<S>(gradient * scale[i]);
@@ -80,16 +83,16 @@ DEEPGEN_INLINE void gradient_run_over_channels(int64_t n, const S* __restrict g,
   }
 }
 
-#define DEEPGEN_RUNS(S, T)                                                                                   \
-  DEEPGEN_SIMD void map_run(int64_t n, const S* x, const T* scale, const T* shift, bool inverse, S* y,        \
-                            bool over_channels) {                                                             \
-    over_channels ? map_run_of<1, S, T>(n, x, scale, shift, inverse, y)                                       \
-                  : map_run_of<0, S, T>(n, x, scale, shift, inverse, y);                                      \
-  }                                                                                                           \
-  DEEPGEN_SIMD void gradient_run(int64_t n, const S* g, const S* x, const T* scale, S* grad_input,            \
-                                 double* sum_gx, double* sum_g, bool over_channels) {                         \
-    over_channels ? gradient_run_over_channels<S, T>(n, g, x, scale, grad_input, sum_gx, sum_g)               \
-                  : gradient_run_in_channel<S, T>(n, g, x, *scale, grad_input, sum_gx, sum_g);                \
+#define DEEPGEN_RUNS(S, T)                                                                         \
+  DEEPGEN_SIMD void map_run(int64_t n, const S* x, const T* scale, const T* shift, bool inverse,   \
+                            S* y, bool over_channels) {                                            \
+    over_channels ? map_run_of<1, S, T>(n, x, scale, shift, inverse, y)                            \
+                  : map_run_of<0, S, T>(n, x, scale, shift, inverse, y);                           \
+  }                                                                                                \
+  DEEPGEN_SIMD void gradient_run(int64_t n, const S* g, const S* x, const T* scale, S* grad_input, \
+                                 double* sum_gx, double* sum_g, bool over_channels) {              \
+    over_channels ? gradient_run_over_channels<S, T>(n, g, x, scale, grad_input, sum_gx, sum_g)    \
+                  : gradient_run_in_channel<S, T>(n, g, x, *scale, grad_input, sum_gx, sum_g);     \
   }
 DEEPGEN_RUNS(float, float)
 DEEPGEN_RUNS(double, double)
@@ -128,11 +131,12 @@ void for_each_run(const ChannelExtent& extent, bool across, int64_t first, int64
 
 template <class S>
 S* at(const ChannelOperand& operand, int64_t n, int64_t c, int64_t o, int64_t i) {
-  return static_cast<S*>(operand.data) + n * operand.batch + c * operand.channel + o * operand.outer +
-         i * operand.inner;
+  return static_cast<S*>(operand.data) + n * operand.batch + c * operand.channel +
+         o * operand.outer + i * operand.inner;
 }
 
-// A run whose elements do not lie side by side (a transposed view) is gathered into a buffer and scattered back.
+// A run whose elements do not lie side by side (a transposed view) is gathered into a buffer and
+// scattered back.
 template <class S>
 struct Run {
   explicit Run(int64_t length) : buffer(length) {}
@@ -142,7 +146,9 @@ struct Run {
     for (int64_t i = 0; i < length; ++i) buffer[i] = from[i * stride];
     return buffer.data();
   }
-  S* target(S* to, int64_t stride, int64_t length) { return stride == 1 || length == 1 ? to : buffer.data(); }
+  S* target(S* to, int64_t stride, int64_t length) {
+    return stride == 1 || length == 1 ? to : buffer.data();
+  }
   void scatter(S* to, int64_t stride, int64_t length) {
     if (stride == 1 || length == 1) return;
     for (int64_t i = 0; i < length; ++i) to[i * stride] = buffer[i];
@@ -151,9 +157,12 @@ struct Run {
   std::vector<S> buffer;
 };
 
-int64_t run_stride(const ChannelOperand& operand, bool across) { return across ? operand.channel : operand.inner; }
+int64_t run_stride(const ChannelOperand& operand, bool across) {
+  return across ? operand.channel : operand.inner;
+}
 
-bool strided(const ChannelExtent& extent, bool across, std::initializer_list<ChannelOperand> operands) {
+bool strided(const ChannelExtent& extent, bool across,
+             std::initializer_list<ChannelOperand> operands) {
   if ((across ? extent.channels : extent.inner) == 1) return false;
   for (const ChannelOperand& operand : operands) {
     if (run_stride(operand, across) != 1) return true;
@@ -161,7 +170,8 @@ bool strided(const ChannelExtent& extent, bool across, std::initializer_list<Cha
   return false;
 }
 
-// Samples of a piece of the batch: whole samples, about as many elements as make a thread worth waking.
+// Samples of a piece of the batch: whole samples, about as many elements as make a thread worth
+// waking.
 int64_t samples_per_piece(const ChannelExtent& extent) {
   const int64_t sample = std::max<int64_t>(1, extent.channels * extent.positions());
   return std::max<int64_t>(1, grain_elements / sample);
@@ -188,7 +198,8 @@ void forward(const ChannelAffine& p) {
   const std::vector<T> shift = values_of<S>(p.shift, extent.channels);
   double sum = 0;
   for (const T value : values_of<S>(p.log_scale, extent.channels)) sum += value;
-  const T log_det = static_cast<T>((p.inverse ? -sum : sum) * static_cast<double>(extent.positions()));
+  const T log_det =
+      static_cast<T>((p.inverse ? -sum : sum) * static_cast<double>(extent.positions()));
   std::fill_n(static_cast<T*>(p.log_det), extent.batch, log_det);
 
   const bool across = over_channels(extent, {p.x, p.y});
@@ -197,12 +208,13 @@ void forward(const ChannelAffine& p) {
   const bool gathers = strided(extent, across, {p.x, p.y});
   at::parallel_for(0, extent.batch, samples_per_piece(extent), [&](int64_t first, int64_t last) {
     Run<S> x_run(gathers ? length : 0), y_run(gathers ? length : 0);
-    for_each_run(extent, across, first, last, [&](int64_t n, int64_t c, int64_t o, int64_t i, int64_t) {
-      const S* x = x_run.gather(at<S>(p.x, n, c, o, i), x_stride, length);
-      S* y = y_run.target(at<S>(p.y, n, c, o, i), y_stride, length);
-      map_run(length, x, scale.data() + c, shift.data() + c, p.inverse, y, across);
-      y_run.scatter(at<S>(p.y, n, c, o, i), y_stride, length);
-    });
+    for_each_run(extent, across, first, last,
+                 [&](int64_t n, int64_t c, int64_t o, int64_t i, int64_t) {
+                   const S* x = x_run.gather(at<S>(p.x, n, c, o, i), x_stride, length);
+                   S* y = y_run.target(at<S>(p.y, n, c, o, i), y_stride, length);
+                   map_run(length, x, scale.data() + c, shift.data() + c, p.inverse, y, across);
+                   y_run.scatter(at<S>(p.y, n, c, o, i), y_stride, length);
+                 });
   });
 }
 
@@ -224,21 +236,24 @@ void backward(const ChannelAffineBackward& p) {
       double* sum_gx = sums.data() + piece * 2 * extent.channels;
       double* sum_g = sum_gx + extent.channels;
       const int64_t last = std::min(extent.batch, (piece + 1) * samples);
-      for_each_run(extent, across, piece * samples, last,
-                   [&](int64_t n, int64_t c, int64_t o, int64_t i, int64_t) {
-        const S* g = g_run.gather(at<S>(p.grad_output, n, c, o, i), run_stride(p.grad_output, across), length);
-        const S* x = x_run.gather(at<S>(p.x, n, c, o, i), run_stride(p.x, across), length);
-        S* out = at<S>(p.grad_input, n, c, o, i);
-        const int64_t out_stride = run_stride(p.grad_input, across);
-        gradient_run(length, g, x, scale.data() + c, out_run.target(out, out_stride, length), sum_gx + c,
-                     sum_g + c, across);
-        out_run.scatter(out, out_stride, length);
-      });
+      for_each_run(
+          extent, across, piece * samples, last,
+          [&](int64_t n, int64_t c, int64_t o, int64_t i, int64_t) {
+            const S* g = g_run.gather(at<S>(p.grad_output, n, c, o, i),
+                                      run_stride(p.grad_output, across), length);
+            const S* x = x_run.gather(at<S>(p.x, n, c, o, i), run_stride(p.x, across), length);
+            S* out = at<S>(p.grad_input, n, c, o, i);
+            const int64_t out_stride = run_stride(p.grad_input, across);
+            gradient_run(length, g, x, scale.data() + c, out_run.target(out, out_stride, length),
+                         sum_gx + c, sum_g + c, across);
+            out_run.scatter(out, out_stride, length);
+          });
     }
   });
 
   double grad_log_det = 0;
-  for (int64_t n = 0; n < extent.batch; ++n) grad_log_det += static_cast<const T*>(p.grad_log_det)[n];
+  for (int64_t n = 0; n < extent.batch; ++n)
+    grad_log_det += static_cast<const T*>(p.grad_log_det)[n];
   grad_log_det *= static_cast<double>(extent.positions());
   for (int64_t c = 0; c < extent.channels; ++c) {
     double gx = 0, g = 0;
@@ -248,7 +263,8 @@ void backward(const ChannelAffineBackward& p) {
     }
     const double by_log_scale = p.inverse ? -gx - grad_log_det : gx * scale[c] + grad_log_det;
     static_cast<S*>(p.grad_log_scale)[c] = static_cast<S>(static_cast<T>(by_log_scale));
-    static_cast<S*>(p.grad_shift)[c] = static_cast<S>(static_cast<T>(p.inverse ? -g * scale[c] : g));
+    static_cast<S*>(p.grad_shift)[c] =
+        static_cast<S>(static_cast<T>(p.inverse ? -g * scale[c] : g));
   }
 }
 
@@ -256,19 +272,27 @@ void backward(const ChannelAffineBackward& p) {
 
 void channel_affine(const ChannelAffine& p) {
   switch (p.storage) {
-    case Storage::f32: return forward<float>(p);
-    case Storage::f64: return forward<double>(p);
-    case Storage::bf16: return forward<c10::BFloat16>(p);
-    case Storage::f16: return forward<c10::Half>(p);
+    case Storage::f32:
+      return forward<float>(p);
+    case Storage::f64:
+      return forward<double>(p);
+    case Storage::bf16:
+      return forward<c10::BFloat16>(p);
+    case Storage::f16:
+      return forward<c10::Half>(p);
   }
 }
 
 void channel_affine_backward(const ChannelAffineBackward& p) {
   switch (p.storage) {
-    case Storage::f32: return backward<float>(p);
-    case Storage::f64: return backward<double>(p);
-    case Storage::bf16: return backward<c10::BFloat16>(p);
-    case Storage::f16: return backward<c10::Half>(p);
+    case Storage::f32:
+      return backward<float>(p);
+    case Storage::f64:
+      return backward<double>(p);
+    case Storage::bf16:
+      return backward<c10::BFloat16>(p);
+    case Storage::f16:
+      return backward<c10::Half>(p);
   }
 }
 

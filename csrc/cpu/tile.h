@@ -1,17 +1,17 @@
 // Tiles: how an elementwise kernel with a sum per row walks over its operands.
 //
-// A tile is about a thousand elements, whole rows where rows are short, else a piece of one row. Operands that are
-// dense there are read in place; strided, broadcast or half-precision ones are gathered into a buffer of a few KiB that
-// stays in L1. So the arithmetic is one dense loop in float or double, whatever comes in, and no operand is copied
-// through memory.
+// A tile is about a thousand elements, whole rows where rows are short, else a piece of one row.
+// Operands that are dense there are read in place; strided, broadcast or half-precision ones are
+// gathered into a buffer of a few KiB that stays in L1. So the arithmetic is one dense loop in
+// float or double, whatever comes in, and no operand is copied through memory.
 #pragma once
-
-#include <algorithm>
-#include <cstring>
 
 #include <ATen/Parallel.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cstring>
 
 #include "../operand.h"
 #include "simd.h"
@@ -29,10 +29,12 @@ struct Tile {
   int64_t elements() const { return rows * columns; }
 };
 
-// Calls each(tile) for all tiles of the rows, in parallel. Tiles do not depend on the number of threads, so sums of
-// tiles do not either. Rows longer than a tile come piece by piece to each_piece(row, piece, begin, end) instead.
+// Calls each(tile) for all tiles of the rows, in parallel. Tiles do not depend on the number of
+// threads, so sums of tiles do not either. Rows longer than a tile come piece by piece to
+// each_piece(row, piece, begin, end) instead.
 template <class EachTile, class EachPiece>
-void for_each_tile(const Extent& extent, int64_t piece_elements, EachTile each_tile, EachPiece each_piece) {
+void for_each_tile(const Extent& extent, int64_t piece_elements, EachTile each_tile,
+                   EachPiece each_piece) {
   const int64_t row = extent.row();
   if (extent.batch == 0) return;
   if (row <= tile_elements) {
@@ -57,7 +59,8 @@ void for_each_tile(const Extent& extent, int64_t piece_elements, EachTile each_t
 
 // Calls run(position in the tile, offset in the operand, length) for the operand's innermost runs.
 template <class Run>
-DEEPGEN_INLINE void for_each_run(const Operand& operand, const Extent& extent, const Tile& tile, Run run) {
+DEEPGEN_INLINE void for_each_run(const Operand& operand, const Extent& extent, const Tile& tile,
+                                 Run run) {
   const int64_t* size = extent.size;
   int64_t position = 0;
   for (int64_t r = 0; r < tile.rows; ++r) {
@@ -77,7 +80,8 @@ DEEPGEN_INLINE void for_each_run(const Operand& operand, const Extent& extent, c
 }
 
 template <class From, class To>
-DEEPGEN_INLINE void gather_as(const Operand& operand, const Extent& extent, const Tile& tile, To* buffer) {
+DEEPGEN_INLINE void gather_as(const Operand& operand, const Extent& extent, const Tile& tile,
+                              To* buffer) {
   const From* data = static_cast<const From*>(operand.data);
   const int64_t stride = operand.stride[2];
   if (tile.rows > 1 && has_dense_rows(operand, extent)) {
@@ -89,11 +93,16 @@ DEEPGEN_INLINE void gather_as(const Operand& operand, const Extent& extent, cons
       }
     };
     switch (tile.columns) {
-      case 1: return copy_rows(std::integral_constant<int64_t, 1>{});
-      case 2: return copy_rows(std::integral_constant<int64_t, 2>{});
-      case 4: return copy_rows(std::integral_constant<int64_t, 4>{});
-      case 8: return copy_rows(std::integral_constant<int64_t, 8>{});
-      default: return copy_rows(tile.columns);
+      case 1:
+        return copy_rows(std::integral_constant<int64_t, 1>{});
+      case 2:
+        return copy_rows(std::integral_constant<int64_t, 2>{});
+      case 4:
+        return copy_rows(std::integral_constant<int64_t, 4>{});
+      case 8:
+        return copy_rows(std::integral_constant<int64_t, 8>{});
+      default:
+        return copy_rows(tile.columns);
     }
   }
   for_each_run(operand, extent, tile, [&](int64_t position, int64_t offset, int64_t length) {
@@ -110,35 +119,44 @@ DEEPGEN_INLINE void gather_as(const Operand& operand, const Extent& extent, cons
 }
 
 template <class To, class From>
-DEEPGEN_INLINE void scatter_as(const Operand& operand, const Extent& extent, const Tile& tile, const From* buffer) {
+DEEPGEN_INLINE void scatter_as(const Operand& operand, const Extent& extent, const Tile& tile,
+                               const From* buffer) {
   To* data = static_cast<To*>(operand.data);
   const int64_t stride = operand.stride[2];
   for_each_run(operand, extent, tile, [&](int64_t position, int64_t offset, int64_t length) {
-    for (int64_t i = 0; i < length; ++i) data[offset + i * stride] = static_cast<To>(buffer[position + i]);
+    for (int64_t i = 0; i < length; ++i)
+      data[offset + i * stride] = static_cast<To>(buffer[position + i]);
   });
 }
 
-// Where the operand holds T itself and is dense over the tile, the place of its first element; else null.
+// Where the operand holds T itself and is dense over the tile, the place of its first element; else
+// null.
 template <class T>
 T* in_place(const Operand& operand, Storage storage, const Extent& extent, const Tile& tile) {
   const bool same_type = storage == (sizeof(T) == 8 ? Storage::f64 : Storage::f32);
-  const bool dense = has_dense_rows(operand, extent) &&
-                     (tile.rows == 1 || operand.batch_stride == tile.columns);
+  const bool dense =
+      has_dense_rows(operand, extent) && (tile.rows == 1 || operand.batch_stride == tile.columns);
   if (!same_type || !dense) return nullptr;
   return static_cast<T*>(operand.data) + tile.row * operand.batch_stride + tile.begin;
 }
 
 // The tile of an input, in place or gathered into the buffer.
 template <class T>
-const T* read_tile(const Operand& operand, Storage storage, const Extent& extent, const Tile& tile, T* buffer) {
+const T* read_tile(const Operand& operand, Storage storage, const Extent& extent, const Tile& tile,
+                   T* buffer) {
   if (const T* data = in_place<T>(operand, storage, extent, tile)) return data;
   if constexpr (sizeof(T) == 8) {
     gather_as<double>(operand, extent, tile, buffer);
   } else {
     switch (storage) {
-      case Storage::bf16: gather_as<c10::BFloat16>(operand, extent, tile, buffer); break;
-      case Storage::f16: gather_as<c10::Half>(operand, extent, tile, buffer); break;
-      default: gather_as<float>(operand, extent, tile, buffer);
+      case Storage::bf16:
+        gather_as<c10::BFloat16>(operand, extent, tile, buffer);
+        break;
+      case Storage::f16:
+        gather_as<c10::Half>(operand, extent, tile, buffer);
+        break;
+      default:
+        gather_as<float>(operand, extent, tile, buffer);
     }
   }
   return buffer;
@@ -146,7 +164,8 @@ const T* read_tile(const Operand& operand, Storage storage, const Extent& extent
 
 // Where to write the tile of an output: in place, or into the buffer, which write_back then stores.
 template <class T>
-T* write_tile(const Operand& operand, Storage storage, const Extent& extent, const Tile& tile, T* buffer) {
+T* write_tile(const Operand& operand, Storage storage, const Extent& extent, const Tile& tile,
+              T* buffer) {
   T* data = in_place<T>(operand, storage, extent, tile);
   return data ? data : buffer;
 }
@@ -159,9 +178,14 @@ void write_back(const Operand& operand, Storage storage, const Extent& extent, c
     scatter_as<double>(operand, extent, tile, buffer);
   } else {
     switch (storage) {
-      case Storage::bf16: scatter_as<c10::BFloat16>(operand, extent, tile, buffer); break;
-      case Storage::f16: scatter_as<c10::Half>(operand, extent, tile, buffer); break;
-      default: scatter_as<float>(operand, extent, tile, buffer);
+      case Storage::bf16:
+        scatter_as<c10::BFloat16>(operand, extent, tile, buffer);
+        break;
+      case Storage::f16:
+        scatter_as<c10::Half>(operand, extent, tile, buffer);
+        break;
+      default:
+        scatter_as<float>(operand, extent, tile, buffer);
     }
   }
 }

@@ -1,12 +1,12 @@
 // affine_coupling on the GPU.
 //
-// One pass: x, raw scale and shift in, y out, 16 bytes an element in float32 (backward: 20), nothing kept in between;
-// the copy bandwidth is the floor. A group of threads owns a piece of a sample (rows.cuh), sums its log s in registers
-// and shuffles. Pieces of long samples leave partial sums which a second, tiny kernel adds in a fixed order: atomics
-// would make log det differ from run to run. The scale map is a uniform switch, not a template: the arithmetic hides
-// under the loads, and a dozen instantiations instead of a hundred keep the build short.
+// One pass: x, raw scale and shift in, y out, 16 bytes an element in float32 (backward: 20),
+// nothing kept in between; the copy bandwidth is the floor. A group of threads owns a piece of a
+// sample (rows.cuh), sums its log s in registers and shuffles. Pieces of long samples leave partial
+// sums which a second, tiny kernel adds in a fixed order: atomics would make log det differ from
+// run to run. The scale map is a uniform switch, not a template: the arithmetic hides under the
+// loads, and a dozen instantiations instead of a hundred keep the build short.
 #include "../affine_coupling.h"
-
 #include "rows.cuh"
 
 namespace deepgen::cuda {
@@ -27,10 +27,14 @@ __device__ __forceinline__ Scale<T> scale_of(T raw, T clamp, bool inverse) {
 template <class T>
 __device__ __forceinline__ Scale<T> scale_of(ScaleMap map, T raw, T clamp, bool inverse) {
   switch (map) {
-    case ScaleMap::exp: return scale_of<ScaleMap::exp>(raw, clamp, inverse);
-    case ScaleMap::tanh: return scale_of<ScaleMap::tanh>(raw, clamp, inverse);
-    case ScaleMap::sigmoid: return scale_of<ScaleMap::sigmoid>(raw, clamp, inverse);
-    default: return scale_of<ScaleMap::atan>(raw, clamp, inverse);
+    case ScaleMap::exp:
+      return scale_of<ScaleMap::exp>(raw, clamp, inverse);
+    case ScaleMap::tanh:
+      return scale_of<ScaleMap::tanh>(raw, clamp, inverse);
+    case ScaleMap::sigmoid:
+      return scale_of<ScaleMap::sigmoid>(raw, clamp, inverse);
+    default:
+      return scale_of<ScaleMap::atan>(raw, clamp, inverse);
   }
 }
 
@@ -70,14 +74,16 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(AffineCoupling p
 }
 
 template <class S, int V>
-__global__ void __launch_bounds__(block_threads) backward_kernel(AffineCouplingBackward p, Plan plan) {
+__global__ void __launch_bounds__(block_threads)
+    backward_kernel(AffineCouplingBackward p, Plan plan) {
   using T = Compute<S>;
   const Piece piece(p.extent, plan);
   if (!piece.exists()) return;
   const T clamp = static_cast<T>(p.clamp);
   const T grad_log_det = static_cast<const T*>(p.grad_log_det)[piece.row * p.grad_log_det_stride];
   for (int64_t i = piece.begin + piece.lane * V; i < piece.end; i += plan.group * V) {
-    const auto grad = read<S, V>(p.grad_output, offset_of<V>(p.grad_output, p.extent, piece.row, i));
+    const auto grad =
+        read<S, V>(p.grad_output, offset_of<V>(p.grad_output, p.extent, piece.row, i));
     const auto x = read<S, V>(p.x, offset_of<V>(p.x, p.extent, piece.row, i));
     const auto raw = read<S, V>(p.raw_scale, offset_of<V>(p.raw_scale, p.extent, piece.row, i));
     Pack<S, V> grad_input, grad_raw, grad_shift;
@@ -99,7 +105,8 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(AffineCouplingB
     }
     write(p.grad_input, offset_of<V>(p.grad_input, p.extent, piece.row, i), grad_input);
     write(p.grad_raw_scale, offset_of<V>(p.grad_raw_scale, p.extent, piece.row, i), grad_raw);
-    if (p.grad_shift) write(p.grad_shift, offset_of<V>(p.grad_shift, p.extent, piece.row, i), grad_shift);
+    if (p.grad_shift)
+      write(p.grad_shift, offset_of<V>(p.grad_shift, p.extent, piece.row, i), grad_shift);
   }
 }
 
@@ -141,25 +148,35 @@ void backward(const AffineCouplingBackward& p, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t affine_coupling_pieces(const Extent& extent) { return pieces_of_row(extent.row()); }
+int64_t affine_coupling_pieces(const Extent& extent) {
+  return pieces_of_row(extent.row());
+}
 
 void affine_coupling(const AffineCoupling& p, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   switch (p.storage) {
-    case Storage::f32: return forward<float>(p, s);
-    case Storage::f64: return forward<double>(p, s);
-    case Storage::bf16: return forward<__nv_bfloat16>(p, s);
-    case Storage::f16: return forward<__half>(p, s);
+    case Storage::f32:
+      return forward<float>(p, s);
+    case Storage::f64:
+      return forward<double>(p, s);
+    case Storage::bf16:
+      return forward<__nv_bfloat16>(p, s);
+    case Storage::f16:
+      return forward<__half>(p, s);
   }
 }
 
 void affine_coupling_backward(const AffineCouplingBackward& p, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   switch (p.storage) {
-    case Storage::f32: return backward<float>(p, s);
-    case Storage::f64: return backward<double>(p, s);
-    case Storage::bf16: return backward<__nv_bfloat16>(p, s);
-    case Storage::f16: return backward<__half>(p, s);
+    case Storage::f32:
+      return backward<float>(p, s);
+    case Storage::f64:
+      return backward<double>(p, s);
+    case Storage::bf16:
+      return backward<__nv_bfloat16>(p, s);
+    case Storage::f16:
+      return backward<__half>(p, s);
   }
 }
 

@@ -1,12 +1,12 @@
 // channel_affine on the GPU.
 //
-// Forward: 8 bytes an element in float32, a thread an element or a pack of 16 bytes within one channel; its block 0
-// also sums the log scales and fills log det, so that the op is one launch. Backward: 12 bytes an element. A block owns
-// some channels and a piece of their positions over the whole batch, writes dx and sums g x and g in shared memory;
-// a second kernel adds the pieces of a channel in a fixed order. Channels that lie side by side (vectors,
-// channels-last) are read 32 at a time, so that reads coalesce there too.
+// Forward: 8 bytes an element in float32, a thread an element or a pack of 16 bytes within one
+// channel; its block 0 also sums the log scales and fills log det, so that the op is one launch.
+// Backward: 12 bytes an element. A block owns some channels and a piece of their positions over the
+// whole batch, writes dx and sums g x and g in shared memory; a second kernel adds the pieces of a
+// channel in a fixed order. Channels that lie side by side (vectors, channels-last) are read 32 at
+// a time, so that reads coalesce there too.
 #include "../channel_affine.h"
-
 #include "rows.cuh"
 
 namespace deepgen::cuda {
@@ -14,8 +14,9 @@ namespace {
 
 constexpr int64_t positions_per_piece = 8192;
 
-__device__ __forceinline__ int64_t offset_of(const ChannelOperand& operand, const ChannelExtent& extent, int64_t n,
-                                             int64_t c, int64_t position) {
+__device__ __forceinline__ int64_t offset_of(const ChannelOperand& operand,
+                                             const ChannelExtent& extent, int64_t n, int64_t c,
+                                             int64_t position) {
   return n * operand.batch + c * operand.channel + (position / extent.inner) * operand.outer +
          (position % extent.inner) * operand.inner;
 }
@@ -35,16 +36,19 @@ __device__ void fill_log_det(const ChannelAffine& p) {
   }
   sum = group_sum(sum, block_threads);
   DEEPGEN_SHARED(T, log_det, 1);
-  if (threadIdx.x == 0) log_det[0] = (p.inverse ? -sum : sum) * static_cast<T>(p.extent.positions());
+  if (threadIdx.x == 0)
+    log_det[0] = (p.inverse ? -sum : sum) * static_cast<T>(p.extent.positions());
   __syncthreads();
   for (int64_t n = threadIdx.x; n < p.extent.batch; n += block_threads) {
     static_cast<T*>(p.log_det)[n] = log_det[0];
   }
 }
 
-// The order in which neighbouring threads take elements: positions within a channel, or channels within a position.
+// The order in which neighbouring threads take elements: positions within a channel, or channels
+// within a position.
 template <class S, int V>
-__global__ void __launch_bounds__(block_threads) forward_kernel(ChannelAffine p, bool channels_first, int64_t count) {
+__global__ void __launch_bounds__(block_threads)
+    forward_kernel(ChannelAffine p, bool channels_first, int64_t count) {
   using T = Compute<S>;
   if (blockIdx.x == 0) fill_log_det<S>(p);
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * block_threads + threadIdx.x) * V;
@@ -66,9 +70,11 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(ChannelAffine p,
   *reinterpret_cast<Pack<S, V>*>(y) = values;
 }
 
-// Block (piece, group of `lanes` channels): thread t works on channel t % lanes and every (threads / lanes)-th position.
+// Block (piece, group of `lanes` channels): thread t works on channel t % lanes and every (threads
+// / lanes)-th position.
 template <class S>
-__global__ void __launch_bounds__(block_threads) backward_kernel(ChannelAffineBackward p, int lanes) {
+__global__ void __launch_bounds__(block_threads)
+    backward_kernel(ChannelAffineBackward p, int lanes) {
   using T = Compute<S>;
   const int64_t c = static_cast<int64_t>(blockIdx.y) * lanes + threadIdx.x % lanes;
   const int64_t positions = p.extent.positions(), all = p.extent.batch * positions;
@@ -80,9 +86,10 @@ __global__ void __launch_bounds__(block_threads) backward_kernel(ChannelAffineBa
     const T scale = scale_of<S>(p.log_scale, c, p.inverse);
     for (int64_t q = begin + threadIdx.x / lanes; q < end; q += step) {
       const int64_t n = q / positions, position = q % positions;
-      const T g = to_compute(
-          static_cast<const S*>(p.grad_output.data)[offset_of(p.grad_output, p.extent, n, c, position)]);
-      const T x = to_compute(static_cast<const S*>(p.x.data)[offset_of(p.x, p.extent, n, c, position)]);
+      const T g = to_compute(static_cast<const S*>(
+          p.grad_output.data)[offset_of(p.grad_output, p.extent, n, c, position)]);
+      const T x =
+          to_compute(static_cast<const S*>(p.x.data)[offset_of(p.x, p.extent, n, c, position)]);
       static_cast<S*>(p.grad_input.data)[offset_of(p.grad_input, p.extent, n, c, position)] =
           to_storage<S>(g * scale);
       sum_gx += g * x;
@@ -128,7 +135,8 @@ __global__ void __launch_bounds__(block_threads) finish_kernel(ChannelAffineBack
   total = group_sum(total, block_threads) * static_cast<T>(p.extent.positions());
   if (threadIdx.x == 0) {
     const T scale = scale_of<S>(p.log_scale, c, p.inverse);
-    static_cast<S*>(p.grad_log_scale)[c] = to_storage<S>(p.inverse ? -gx - total : gx * scale + total);
+    static_cast<S*>(p.grad_log_scale)[c] =
+        to_storage<S>(p.inverse ? -gx - total : gx * scale + total);
     static_cast<S*>(p.grad_shift)[c] = to_storage<S>(p.inverse ? -g * scale : g);
   }
 }
@@ -139,8 +147,9 @@ bool channels_adjacent(const ChannelOperand& operand, const ChannelExtent& exten
 
 template <class S, int V>
 bool allows_packs(const ChannelOperand& operand, const ChannelExtent& extent) {
-  return operand.inner == 1 && extent.inner % V == 0 && operand.batch % V == 0 && operand.channel % V == 0 &&
-         operand.outer % V == 0 && reinterpret_cast<uintptr_t>(operand.data) % (sizeof(S) * V) == 0;
+  return operand.inner == 1 && extent.inner % V == 0 && operand.batch % V == 0 &&
+         operand.channel % V == 0 && operand.outer % V == 0 &&
+         reinterpret_cast<uintptr_t>(operand.data) % (sizeof(S) * V) == 0;
 }
 
 template <class S, int V>
@@ -164,9 +173,10 @@ template <class S>
 void backward(const ChannelAffineBackward& p, cudaStream_t stream) {
   const int lanes = channels_adjacent(p.x, p.extent) ? 32 : 1;
   const unsigned channel_blocks = static_cast<unsigned>((p.extent.channels + lanes - 1) / lanes);
-  launch(backward_kernel<S>, dim3(static_cast<unsigned>(p.pieces), channel_blocks), dim3(block_threads), 0, stream,
-         p, lanes);
-  launch(finish_kernel<S>, dim3(static_cast<unsigned>(p.extent.channels)), dim3(block_threads), 0, stream, p);
+  launch(backward_kernel<S>, dim3(static_cast<unsigned>(p.pieces), channel_blocks),
+         dim3(block_threads), 0, stream, p, lanes);
+  launch(finish_kernel<S>, dim3(static_cast<unsigned>(p.extent.channels)), dim3(block_threads), 0,
+         stream, p);
 }
 
 }  // namespace
@@ -180,20 +190,28 @@ int64_t channel_affine_pieces(const ChannelExtent& extent) {
 void channel_affine(const ChannelAffine& p, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   switch (p.storage) {
-    case Storage::f32: return forward<float>(p, s);
-    case Storage::f64: return forward<double>(p, s);
-    case Storage::bf16: return forward<__nv_bfloat16>(p, s);
-    case Storage::f16: return forward<__half>(p, s);
+    case Storage::f32:
+      return forward<float>(p, s);
+    case Storage::f64:
+      return forward<double>(p, s);
+    case Storage::bf16:
+      return forward<__nv_bfloat16>(p, s);
+    case Storage::f16:
+      return forward<__half>(p, s);
   }
 }
 
 void channel_affine_backward(const ChannelAffineBackward& p, void* stream) {
   const auto s = static_cast<cudaStream_t>(stream);
   switch (p.storage) {
-    case Storage::f32: return backward<float>(p, s);
-    case Storage::f64: return backward<double>(p, s);
-    case Storage::bf16: return backward<__nv_bfloat16>(p, s);
-    case Storage::f16: return backward<__half>(p, s);
+    case Storage::f32:
+      return backward<float>(p, s);
+    case Storage::f64:
+      return backward<double>(p, s);
+    case Storage::bf16:
+      return backward<__nv_bfloat16>(p, s);
+    case Storage::f16:
+      return backward<__half>(p, s);
   }
 }
 

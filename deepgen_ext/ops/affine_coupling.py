@@ -66,11 +66,17 @@ def affine_coupling(
     return library.affine_coupling(x, raw_scale, shift, mask, scale_map, clamp, inverse)
 
 
-def _additive(x: Tensor, shift: Tensor, inverse: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _additive(
+    x: Tensor, shift: Tensor, inverse: bool, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if x.shape != shift.shape:
-        raise ValueError(f"shift must have the shape of x, {tuple(x.shape)}, got {tuple(shift.shape)}")
+        raise ValueError(
+            f"shift must have the shape of x, {tuple(x.shape)}, got {tuple(shift.shape)}"
+        )
     if not (x.is_floating_point() and shift.is_floating_point()):
-        raise TypeError(f"x and shift must be floating-point tensors, got {x.dtype} and {shift.dtype}")
+        raise TypeError(
+            f"x and shift must be floating-point tensors, got {x.dtype} and {shift.dtype}"
+        )
     if mask is not None:
         shift = shift * mask
     y = x - shift if inverse else x + shift
@@ -92,7 +98,9 @@ def _(grad_output, grad_log_det, x, raw_scale, mask, scale_map, clamp, inverse):
     return gradients
 
 
-def _log_scale_derivatives(raw: Tensor, scale_map: str, clamp: float) -> tuple[Tensor, Tensor, Tensor]:
+def _log_scale_derivatives(
+    raw: Tensor, scale_map: str, clamp: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """l = log s(raw), its slope l' and its curvature l''."""
     if scale_map == "exp":
         return raw, torch.ones_like(raw), torch.zeros_like(raw)
@@ -105,7 +113,11 @@ def _log_scale_derivatives(raw: Tensor, scale_map: str, clamp: float) -> tuple[T
         return torch.nn.functional.logsigmoid(raw + 2), slope, slope * (slope - 1)
     ratio = raw / clamp
     slope = (2 / math.pi) / (1 + ratio**2)
-    return clamp * (2 / math.pi) * torch.atan(ratio), slope, -2 * ratio * slope / (clamp * (1 + ratio**2))
+    return (
+        clamp * (2 / math.pi) * torch.atan(ratio),
+        slope,
+        -2 * ratio * slope / (clamp * (1 + ratio**2)),
+    )
 
 
 def _save_for_double_backward(ctx, inputs, output) -> None:
@@ -133,17 +145,25 @@ def _double_backward(ctx, cotangents):
         by_g = a * scale + b * x * scale * slope + c
         by_total = b * slope
         by_x = b * g * scale * slope
-        by_raw = a * g * scale * slope + b * (g * x * scale * slope**2 + (g * x * scale + total) * curvature)
+        by_raw = a * g * scale * slope + b * (
+            g * x * scale * slope**2 + (g * x * scale + total) * curvature
+        )
     if mask is not None:
         by_g = torch.where(mask, by_g, a)
         zero = torch.zeros((), dtype=g.dtype, device=g.device)
         by_total, by_x, by_raw = (torch.where(mask, v, zero) for v in (by_total, by_x, by_raw))
-    by_total = by_total.sum(dim=list(range(1, g.dim()))).to(grad_log_det.dtype) if g.dim() > 1 else by_total
+    by_total = (
+        by_total.sum(dim=list(range(1, g.dim()))).to(grad_log_det.dtype)
+        if g.dim() > 1
+        else by_total
+    )
     return by_g, by_total, by_x, by_raw, None, None, None, None
 
 
 torch.library.register_autograd(
-    "deepgen_ext::affine_coupling_backward", _double_backward, setup_context=_save_for_double_backward
+    "deepgen_ext::affine_coupling_backward",
+    _double_backward,
+    setup_context=_save_for_double_backward,
 )
 
 for _device in ("cpu", "cuda"):

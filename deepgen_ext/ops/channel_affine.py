@@ -79,7 +79,9 @@ def _double_backward(ctx, a, b, c):
 
 
 torch.library.register_autograd(
-    "deepgen_ext::channel_affine_backward", _double_backward, setup_context=_save_for_double_backward
+    "deepgen_ext::channel_affine_backward",
+    _double_backward,
+    setup_context=_save_for_double_backward,
 )
 
 for _device in ("cpu", "cuda"):

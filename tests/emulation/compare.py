@@ -4,7 +4,10 @@ import os
 
 import torch
 
-ORDERS = ("ascending", "random:1")  # a dropped barrier was seen to hide in descending order, never in both of these
+ORDERS = (
+    "ascending",
+    "random:1",
+)  # a dropped barrier was seen to hide in descending order, never in both of these
 # Sums come out in another order, and half types round the last bit either way.
 TOLERANCE = {
     torch.float64: 1e-12,
@@ -26,4 +29,6 @@ def check_emulated(name: str, *arguments) -> None:
             scale = theirs.double().abs().amax().clamp_min(1) if theirs.numel() else 1.0
             error = (ours.double() - theirs.double()).abs() / scale
             worst = error.max().item() if error.numel() else 0.0
-            assert worst <= TOLERANCE[arguments[0].dtype], f"{name}, {order} threads: off by {worst:.2e}"
+            assert worst <= TOLERANCE[arguments[0].dtype], (
+                f"{name}, {order} threads: off by {worst:.2e}"
+            )

@@ -68,7 +68,9 @@ def test_long_rows(shape):
 @settings(max_examples=60, deadline=None)
 def test_any_shape(batch, sample, scale_map, inverse, masked, seed):
     x, raw, shift = inputs_of((batch, *sample), seed)
-    mask = torch.rand(sample, generator=torch.Generator().manual_seed(seed)) < 0.5 if masked else None
+    mask = (
+        torch.rand(sample, generator=torch.Generator().manual_seed(seed)) < 0.5 if masked else None
+    )
     options = {"scale_map": scale_map, "inverse": inverse, "mask": mask}
     check_values(*pair(**options), (x, raw, shift), dtypes=(torch.float32, torch.float64))
 
@@ -96,7 +98,7 @@ def test_inverse_undoes_forward(scale_map):
     torch.testing.assert_close(back_log_det, -log_det)
 
 
-@pytest.mark.parametrize("scale_map, bound", [("tanh", 1.0), ("atan", 0.7)])
+@pytest.mark.parametrize(("scale_map", "bound"), [("tanh", 1.0), ("atan", 0.7)])
 def test_bounded_maps_hold_their_bounds(scale_map, bound):
     raw = torch.tensor([[-1e30, -50.0, 0.0, 50.0, 1e30]])
     one, zero = torch.ones_like(raw), torch.zeros_like(raw)

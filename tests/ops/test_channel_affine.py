@@ -9,7 +9,16 @@ from deepgen_ext import ops, reference
 from tests.checks import check_op, check_values
 from tests.emulation.compare import check_emulated
 
-SHAPES = [(0, 3, 2), (1, 1), (5, 7), (300, 8), (2, 3, 1), (4, 6, 5, 3), (2, 3, 4, 3, 2), (2, 96, 33, 31)]
+SHAPES = [
+    (0, 3, 2),
+    (1, 1),
+    (5, 7),
+    (300, 8),
+    (2, 3, 1),
+    (4, 6, 5, 3),
+    (2, 3, 4, 3, 2),
+    (2, 96, 33, 31),
+]
 
 
 def inputs_of(shape, seed=0):

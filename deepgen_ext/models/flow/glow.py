@@ -25,19 +25,22 @@ class Glow(Flow):
     but for the last level, a split whose prior is predicted from the half that stays. Published:
     3.35 bits/dim on CIFAR-10 (levels=3, steps=32, hidden_channels=512).
 
-    Args: image_shape: (C, H, W); H and W must be multiples of 2**levels. levels: number of scales.
-        steps: number of steps of each scale. hidden_channels: width of the coupling networks.
+    Args:
+        image_shape: (C, H, W); H and W must be multiples of 2**levels.
+        levels: number of scales.
+        steps: number of steps of each scale.
+        hidden_channels: width of the coupling networks.
         coupling: "affine", with the paper's scale sigmoid(raw + 2), or "additive". Additive
-        couplings keep
-            log |det| constant, the split priors included (a mean without a scale, which the 1x1
-            convolutions supply): the only setting in which sampling at reduced temperature is
-            exact.
+            couplings keep log |det| constant, the split priors included (a mean without a scale,
+            which the 1x1 convolutions supply): the only setting in which sampling at reduced
+            temperature is exact.
         reversible: rebuild activations in the backward pass instead of storing them, see
             `Sequential`.
         n_levels: number of integer levels of the data, 256 for 8-bit images.
 
-    Raises: ValueError: sides that `levels` do not divide, an unknown coupling, a size that is not
-        positive.
+    Raises:
+        ValueError: sides that `levels` do not divide, an unknown coupling, a size that is not
+            positive.
     """
 
     def __init__(

@@ -26,11 +26,14 @@ class RealNVP(Flow):
     elements. An `ActNorm` stands where the paper has batch normalisation, whose map in training is
     no function of the single sample. Scales are bounded by |log s| < 2 ("atan").
 
-    Args: shape: (C, H, W), H and W multiples of 2**(levels - 1), or (D,) with D >= 2. levels:
-        number of scales, images only. couplings: per partition and level for images (default 3), in
-        all for vectors (default 8). hidden_channels: width of the coupling networks. blocks:
-        residual blocks (images) or hidden layers (vectors) of a coupling network. reversible:
-        rebuild activations in the backward pass instead of storing them, see `Sequential`.
+    Args:
+        shape: (C, H, W), H and W multiples of 2**(levels - 1), or (D,) with D >= 2.
+        levels: number of scales, images only.
+        couplings: per partition and level for images (default 3), in all for vectors (default 8).
+        hidden_channels: width of the coupling networks.
+        blocks: residual blocks (images) or hidden layers (vectors) of a coupling network.
+        reversible: rebuild activations in the backward pass instead of storing them, see
+            `Sequential`.
         n_levels: number of integer levels of the data, 256 for 8-bit images.
 
     Raises:

@@ -106,11 +106,11 @@ class AffineCoupling(_Coupling):
     Dinh et al., "Density estimation using Real NVP", 2017. x is (batch, C, ...), images or vectors
     (batch, D).
 
-    Args: conditioner: any module; called as conditioner(visible), or conditioner(visible, context)
-        where a context
-            is given. Returns raw scale and shift, concatenated along dim 1: twice the channels that
-            move. With "checkerboard" it sees the whole input, zeros where x moves, and answers for
-            every element. `partition_sizes` tells both channel counts.
+    Args:
+        conditioner: any module; called as conditioner(visible), or conditioner(visible, context)
+            where a context is given. Returns raw scale and shift, concatenated along dim 1: twice
+            the channels that move. With "checkerboard" it sees the whole input, zeros where x
+            moves, and answers for every element. `partition_sizes` tells both channel counts.
         partition: "channel", the first half is visible and the second moves; "checkerboard", every
             second element moves. For vectors: halves, or alternate elements.
         swap: exchange the roles of the two halves.

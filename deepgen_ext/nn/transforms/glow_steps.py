@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .actnorm import check_channels
 from .conv1x1 import ActNormConv1x1, inverse_in_double, lu_product, multiply
+from .reversible import run_reversibly
 from .sequential import Sequential
 from .transform import Transform
 
@@ -19,8 +20,8 @@ class GlowSteps(Sequential):
 
     The C x C matrices of all 1x1 convolutions are multiplied out, or inverted, as one batch: done
     one by one, their dozen tiny calls a step cost as much as a small coupling network. Layers,
-    parameters and results are those of the Sequential. The first, initialising batch and the
-    reversible mode, which need the steps one after the other, run as it does.
+    parameters and results are those of the Sequential. The first, initialising batch, which needs
+    the steps one after the other, runs as it does.
 
     Args:
         channels: number of channels of x, (batch, channels, ...).
@@ -38,16 +39,21 @@ class GlowSteps(Sequential):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         linear, couplings = self._halves()
-        one_by_one = self.reversible and torch.is_grad_enabled()
-        if one_by_one or any(layer.needs_initialization for layer in linear):
+        if any(layer.needs_initialization for layer in linear):
             return super().forward(x, context)
         check_channels(x, linear[0].channels)
         factors = _stacked(linear)
         with torch.autocast(x.device.type, enabled=False):
-            weights = lu_product(*factors).unbind()
+            weights = lu_product(*factors)
+        shifts = [layer.shift for layer in linear]
+        if self.reversible and torch.is_grad_enabled():
+            maps = _linear_maps(weights, shifts, x.dtype)
+            layers = [layer for step in zip(maps, couplings, strict=True) for layer in step]
+            x, log_det = run_reversibly(layers, x, context)
+            return x, log_det + _log_det(x, factors)
         log_dets = []
-        for layer, coupling, weight in zip(linear, couplings, weights, strict=True):
-            x = multiply(x, weight, layer.shift)
+        for weight, shift, coupling in zip(weights.unbind(), shifts, couplings, strict=True):
+            x = multiply(x, weight, shift)
             x, log_det = coupling(x, context)
             log_dets.append(log_det)
         return x, torch.stack(log_dets).sum(0) + _log_det(x, factors)
@@ -59,9 +65,7 @@ class GlowSteps(Sequential):
         check_channels(y, linear[0].channels)
         factors = _stacked(linear)
         with torch.autocast(y.device.type, enabled=False):
-            weights = inverse_in_double(lu_product(*factors))
-            shifts = torch.stack([layer.shift for layer in linear]).double().unsqueeze(2)
-            biases = -(weights @ shifts).squeeze(2)
+            weights, biases = _inverted(lu_product(*factors), [layer.shift for layer in linear])
         log_dets = []
         for index in reversed(range(len(linear))):
             y, log_det = couplings[index].inverse(y, context)
@@ -73,6 +77,45 @@ class GlowSteps(Sequential):
         """The linear layers and the couplings."""
         layers = list(self.transforms)
         return layers[::2], layers[1::2]
+
+
+class _LinearMap(Transform):
+    """x -> weight x + shift at every position, for one pass: the matrices come with their inverses.
+
+    Its log-det is counted with those of the other steps, and is None here.
+    """
+
+    def __init__(
+        self, weight: Tensor, shift: Tensor, inverse_weight: Tensor, inverse_shift: Tensor
+    ) -> None:
+        super().__init__()
+        self.map = weight, shift  # in a tuple, so that no parameter is registered a second time
+        self.inverse_map = inverse_weight, inverse_shift
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
+        return multiply(x, *self.map), None
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, None]:
+        return multiply(y, *self.inverse_map), None
+
+    def rebuild_inputs(self) -> list[Tensor]:
+        return [tensor for tensor in self.map if tensor.requires_grad]
+
+
+def _linear_maps(weights: Tensor, shifts: list[Tensor], dtype: torch.dtype) -> list[_LinearMap]:
+    """One map a matrix. The inverses carry no gradient: they rebuild, and are not differentiated."""
+    with torch.no_grad(), torch.autocast(weights.device.type, enabled=False):
+        inverses, biases = (tensor.to(dtype) for tensor in _inverted(weights, shifts))
+    return [
+        _LinearMap(*tensors)
+        for tensors in zip(weights.unbind(), shifts, inverses, biases, strict=True)
+    ]
+
+
+def _inverted(weights: Tensor, shifts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Matrices and shifts of the inverse maps, in float64."""
+    inverses = inverse_in_double(weights)
+    return inverses, -(inverses @ torch.stack(shifts).double().unsqueeze(2)).squeeze(2)
 
 
 def _stacked(layers: list[ActNormConv1x1]) -> list[Tensor]:

@@ -43,9 +43,10 @@ class Split(Transform):
     `forward(x) -> ((kept, z), log_det)` and `inverse((kept, z)) -> (x, log_det)`: the one transform
     whose output is a pair. Of an odd number of channels the larger half is kept.
 
-    Args: prior: a conditioner from the kept half. It returns (log sigma before its bound, mu),
-        concatenated along
-            dim 1, or mu alone where `scale` is False. None: the latent leaves as it is.
+    Args:
+        prior: a conditioner from the kept half. It returns (log sigma before its bound, mu),
+            concatenated along dim 1, or mu alone where `scale` is False. None: the latent leaves
+            as it is.
         scale: whether the prior has a sigma of its own. False keeps the log-det constant, which
             reduced temperature needs.
         clamp: |log sigma| < clamp (the "atan" map of `ops.affine_coupling`).

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .random_state import RandomState
@@ -23,8 +23,11 @@ from .transform import Transform
 def run_reversibly(
     layers: list[Transform], x: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Apply `layers` in turn: same results, with memory that does not grow with their number."""
-    layer_parameters = [[p for p in layer.parameters() if p.requires_grad] for layer in layers]
+    """Apply `layers` in turn: same results, with memory that does not grow with their number.
+
+    A layer may return None for a log-det that is counted elsewhere, but not all of them.
+    """
+    layer_parameters = [layer.rebuild_inputs() for layer in layers]
     # Parameters are inputs of the Function: so autograd, and the hooks of DDP, see their gradients.
     parameters = list(dict.fromkeys(p for group in layer_parameters for p in group))
     return _ReversibleChain.apply(layers, layer_parameters, x, context, *parameters)
@@ -35,10 +38,10 @@ class _ReversibleChain(torch.autograd.Function):
     def forward(
         ctx: Any,
         layers: list[Transform],
-        layer_parameters: list[list[nn.Parameter]],
+        layer_parameters: list[list[Tensor]],
         x: Tensor,
         context: Tensor | None,
-        *parameters: nn.Parameter,
+        *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
         device = x.device
         before = RandomState.capture(device)
@@ -46,7 +49,8 @@ class _ReversibleChain(torch.autograd.Function):
         for layer in layers:
             random_states.append(RandomState.capture(device))
             y, log_det = layer(y, context)
-            log_dets.append(log_det)
+            if log_det is not None:
+                log_dets.append(log_det)
         # Most conditioners draw nothing: then there is nothing to replay, and no state to keep.
         drew_nothing = before.equals(RandomState.capture(device))
         ctx.random_states = None if drew_nothing else random_states
@@ -95,10 +99,14 @@ class _ReversibleChain(torch.autograd.Function):
 
 
 def _differentiate(
-    outputs: tuple[Tensor, ...], inputs: list[Tensor], grad_outputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor | None, ...], inputs: list[Tensor], grad_outputs: tuple[Tensor, ...]
 ) -> list[tuple[Tensor, Tensor]]:
     """(input, gradient) of those inputs that the outputs depend on."""
-    pairs = [(y, g) for y, g in zip(outputs, grad_outputs, strict=True) if y.requires_grad]
+    pairs = [
+        (y, g)
+        for y, g in zip(outputs, grad_outputs, strict=True)
+        if y is not None and y.requires_grad
+    ]
     if not pairs or not inputs:
         return []
     live, weights = zip(*pairs, strict=True)

@@ -14,15 +14,15 @@ from .transform import Inverse, Transform, zero_log_det
 class Sequential(Transform):
     """f_K(... f_2(f_1(x))); the log-dets add up.
 
-    Args: transforms: the layers, in the order of the forward direction. None at all is the
-        identity. reversible: keep only the last output for the backward pass and rebuild each
-        layer's input from its output
-            (Gomez et al., "The Reversible Residual Network", 2017). Memory then does not grow with
-            depth; the price is one more evaluation of each layer. Gradients agree with the stored
-            mode up to the rounding of the inverses, flow to x, context and parameters, and can be
-            taken once: differentiating them again raises a RuntimeError. Dropout and autocast are
-            replayed as they were. Layers nested in a Sequential are rebuilt one by one. It runs
-            outside of torch.compile's graph.
+    Args:
+        transforms: the layers, in the order of the forward direction. None at all is the identity.
+        reversible: keep only the last output for the backward pass and rebuild each layer's input
+            from its output (Gomez et al., "The Reversible Residual Network", 2017). Memory then
+            does not grow with depth; the price is one more evaluation of each layer. Gradients
+            agree with the stored mode up to the rounding of the inverses, flow to x, context and
+            parameters, and can be taken once: differentiating them again raises a RuntimeError.
+            Dropout and autocast are replayed as they were. Layers nested in a Sequential are
+            rebuilt one by one. It runs outside of torch.compile's graph.
     """
 
     def __init__(self, *transforms: Transform, reversible: bool = False) -> None:

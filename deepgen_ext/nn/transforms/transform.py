@@ -40,6 +40,10 @@ class Transform(nn.Module):
         y, log_det = self(x, context)
         return x, y, log_det
 
+    def rebuild_inputs(self) -> list[Tensor]:
+        """The tensors, besides x and the context, that the graph of `rebuild` gives gradients of."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
 
 class Inverse(Transform):
     """The same map in the other direction: forward is `transform.inverse`, and the reverse."""
@@ -47,6 +51,9 @@ class Inverse(Transform):
     def __init__(self, transform: Transform) -> None:
         super().__init__()
         self.transform = transform
+
+    def rebuild_inputs(self) -> list[Tensor]:
+        return self.transform.rebuild_inputs()
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse(x, context)

@@ -14,6 +14,7 @@ from deepgen_ext.nn.transforms import (
     ActNormConv1x1,
     AdditiveCoupling,
     AffineCoupling,
+    GlowSteps,
     Inverse,
     Sequential,
 )
@@ -219,3 +220,21 @@ def test_initialises_actnorm_in_the_first_pass() -> None:
     assert flow[1].initialized
     y.sum().backward()
     assert flow[0].shift.grad is not None
+
+
+def test_glow_steps_rebuild_with_their_matrices_computed_together() -> None:
+    couplings = [AffineCoupling(MLP(2, 4, 16), scale_map="sigmoid") for _ in range(12)]
+    stored = randomize(GlowSteps(4, couplings))
+    stored(torch.randn(64, 4))  # initialises ActNorm
+    reversible = copy.deepcopy(stored)
+    reversible.reversible = True
+    x, weight = torch.randn(5, 4), torch.randn(5, 4)
+    results = []
+    for steps in (stored, reversible):
+        leaf = x.clone().requires_grad_()
+        y, log_det = steps(leaf)
+        (y * weight).sum().add(log_det.square().sum()).backward()
+        results.append([y, log_det, leaf.grad, *(p.grad for p in steps.parameters())])
+    for ours, theirs in zip(*reversed(results), strict=True):
+        scale = theirs.abs().max().clamp_min(1e-3)
+        assert (ours - theirs).abs().max() <= 1e-5 * scale
