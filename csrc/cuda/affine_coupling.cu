@@ -153,31 +153,13 @@ int64_t affine_coupling_pieces(const Extent& extent) {
 }
 
 void affine_coupling(const AffineCoupling& p, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  switch (p.storage) {
-    case Storage::f32:
-      return forward<float>(p, s);
-    case Storage::f64:
-      return forward<double>(p, s);
-    case Storage::bf16:
-      return forward<__nv_bfloat16>(p, s);
-    case Storage::f16:
-      return forward<__half>(p, s);
-  }
+  with_storage(p.storage,
+               [&](auto type) { forward<decltype(type)>(p, static_cast<cudaStream_t>(stream)); });
 }
 
 void affine_coupling_backward(const AffineCouplingBackward& p, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  switch (p.storage) {
-    case Storage::f32:
-      return backward<float>(p, s);
-    case Storage::f64:
-      return backward<double>(p, s);
-    case Storage::bf16:
-      return backward<__nv_bfloat16>(p, s);
-    case Storage::f16:
-      return backward<__half>(p, s);
-  }
+  with_storage(p.storage,
+               [&](auto type) { backward<decltype(type)>(p, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace deepgen::cuda

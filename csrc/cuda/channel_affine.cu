@@ -188,31 +188,13 @@ int64_t channel_affine_pieces(const ChannelExtent& extent) {
 }
 
 void channel_affine(const ChannelAffine& p, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  switch (p.storage) {
-    case Storage::f32:
-      return forward<float>(p, s);
-    case Storage::f64:
-      return forward<double>(p, s);
-    case Storage::bf16:
-      return forward<__nv_bfloat16>(p, s);
-    case Storage::f16:
-      return forward<__half>(p, s);
-  }
+  with_storage(p.storage,
+               [&](auto type) { forward<decltype(type)>(p, static_cast<cudaStream_t>(stream)); });
 }
 
 void channel_affine_backward(const ChannelAffineBackward& p, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  switch (p.storage) {
-    case Storage::f32:
-      return backward<float>(p, s);
-    case Storage::f64:
-      return backward<double>(p, s);
-    case Storage::bf16:
-      return backward<__nv_bfloat16>(p, s);
-    case Storage::f16:
-      return backward<__half>(p, s);
-  }
+  with_storage(p.storage,
+               [&](auto type) { backward<decltype(type)>(p, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace deepgen::cuda

@@ -57,6 +57,21 @@ __device__ __forceinline__ __half to_storage<__half>(float v) {
   return __float2half(v);
 }
 
+// Calls run(type) with a value of the storage type, to be used as decltype(type).
+template <class Run>
+void with_storage(Storage storage, Run run) {
+  switch (storage) {
+    case Storage::f32:
+      return run(float{});
+    case Storage::f64:
+      return run(double{});
+    case Storage::bf16:
+      return run(__nv_bfloat16{});
+    case Storage::f16:
+      return run(__half{});
+  }
+}
+
 // V values moved at once.
 template <class S, int V>
 struct alignas(sizeof(S) * V) Pack {
