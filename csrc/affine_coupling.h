@@ -70,8 +70,7 @@ int64_t affine_coupling_pieces(const Extent&);
 // exp(-|v|) with v = raw + 2: both sides of the sigmoid without overflow.
 template <class T>
 DEEPGEN_HD T sigmoid_decay(T raw) {
-  const T v = raw + T(2);
-  return exp_of(v < T(0) ? v : -v);
+  return decay_of(raw + T(2));
 }
 
 // log s.
@@ -85,7 +84,7 @@ DEEPGEN_HD T log_scale_of(T raw, T clamp) {
     const T v = raw + T(2);
     return (v < T(0) ? v : T(0)) - log1p_of_unit(sigmoid_decay(raw));
   } else {
-    return clamp * T(0.63661977236758134308) * atan_of(raw / clamp);
+    return clamp * T(0.63661977236758134308) * atan_of(raw, clamp);
   }
 }
 
@@ -96,6 +95,8 @@ DEEPGEN_HD T factor_of(T raw, T log_scale, bool inverse) {
     const T e = sigmoid_decay(raw);
     const T positive = raw + T(2) < T(0) ? e : T(1);  // s = positive / (1 + e)
     return inverse ? (T(1) + e) / positive : positive / (T(1) + e);
+  } else if constexpr (M == ScaleMap::tanh) {
+    return exp_of_unit(inverse ? -log_scale : log_scale);
   } else {
     return exp_of(inverse ? -log_scale : log_scale);
   }

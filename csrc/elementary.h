@@ -1,10 +1,12 @@
 // Elementary functions that both devices share.
 //
-// On a GPU these are the accurate library functions: the kernels are bound by memory, not by arithmetic. On the CPU
-// the float versions are branch-free polynomials, so that a plain loop over them becomes SIMD code under any
-// instruction set (libm's expf costs 3.5 ns an element, these 0.3 to 0.5); double keeps libm, it is the oracle.
-// Polynomials: exp and atan after Cephes (Moshier), log1p as the series of 2 atanh(u / (2 + u)), tanh through expm1
-// of a half-range polynomial. Errors stay below 2 units in the last place of float on the whole range.
+// On a GPU these are the accurate library functions: the kernels are bound by memory, not by
+// arithmetic. On the CPU the float versions are branch-free polynomials, so that a plain loop over
+// them becomes SIMD code under any instruction set (libm's expf costs 3.5 ns an element, these 0.3
+// to 0.5); double keeps libm, it is the oracle. exp is after Cephes (Moshier), the others are own
+// fits. Errors stay below 3 units in the last place of float on the whole range. What such loops
+// wait for is the chain of dependent operations times their number: hence pairs of terms (Estrin),
+// comparisons of bits where they need no NaN, and none where the range is known.
 #pragma once
 
 #include <cmath>
@@ -29,16 +31,20 @@ DEEPGEN_HD int32_t to_bits(float value) {
   return bits;
 }
 
-// chosen ? a : b on bits. A plain conditional invites the compiler to branch, and then no loop is vectorised.
-DEEPGEN_HD float select(bool chosen, float a, float b) {
-  const int32_t mask = -static_cast<int32_t>(chosen);
-  return from_bits((to_bits(a) & mask) | (to_bits(b) & ~mask));
+// Of the bits of floats without sign these are also the smaller and the larger float, in one
+// instruction each; NaN counts as the largest.
+DEEPGEN_HD int32_t smaller(int32_t a, int32_t b) {
+  return a < b ? a : b;
+}
+DEEPGEN_HD int32_t larger(int32_t a, int32_t b) {
+  return a < b ? b : a;
 }
 
-// e^x = 2^n e^r with |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds x / ln 2 to an integer and leaves it in the low bits.
-// The polynomial is doubled and the power halved, so that one product serves up to the overflow to inf; below 1e-38
-// the result is 0. In pairs of terms (Estrin), not one after the other: the chain of dependent products, not their
-// number, is what such a loop waits for. The comparisons let NaN through.
+// e^x = 2^n e^r with |r| <= ln(2)/2. Adding 1.5 * 2^23 rounds x / ln 2 to an integer and leaves it
+// in the low bits. The polynomial is doubled and the power halved, so that one product serves up to
+// the overflow to inf; below 1e-38 the result is 0. In pairs of terms (Estrin), not one after the
+// other: the chain of dependent products, not their number, is what such a loop waits for. The
+// comparisons let NaN through.
 DEEPGEN_HD float exp(float x) {
   const float rounder = 12582912.0f;
   x = x > 89.5f ? 89.5f : x;
@@ -54,69 +60,134 @@ DEEPGEN_HD float exp(float x) {
   return p * from_bits((to_bits(shifted) - (0x4B400000 - 126)) << 23);
 }
 
-// ln(1 + u) for 0 <= u <= 1, relatively exact also for tiny u.
+// e^x for |x| <= 1 as exp above, without its ends: n is -1, 0 or 1. R as in decay below.
+DEEPGEN_HD float exp_unit(float x) {
+  const float rounder = 12582912.0f;
+  const float shifted = x * 1.44269504088896341f + rounder;
+  const float r = x - (shifted - rounder) * 0.693147180559945309f;
+  const float r2 = r * r;
+  float p = 1.3821055e-3f * r2 + (8.3686747e-3f * r + 4.1668262e-2f);
+  p = p * r2 + (1.6666521e-1f * r + 4.9999994e-1f);
+  p = p * r2 + (r + 1.0f);
+  return p * from_bits((to_bits(shifted) - (0x4B400000 - 127)) << 23);
+}
+
+// e^-|x| as exp above, but with only one end to watch, and that by a mask on the result: what comes
+// before it is of no use below e^-87.5, and NaN passes. 1 + r + r^2 R(r) with R of degree 4, an own
+// minimax fit on |r| <= ln(2)/2: relative error 3e-9 before rounding.
+DEEPGEN_HD float decay(float x) {
+  const float rounder = 12582912.0f;
+  const float a = -std::fabs(x);
+  const float shifted = a * 1.44269504088896341f + rounder;
+  const float n = shifted - rounder;
+  const float r = (a - n * 0.693359375f) + n * 2.12194440e-4f;
+  const float r2 = r * r;
+  float p = 1.3821055e-3f * r2 + (8.3686747e-3f * r + 4.1668262e-2f);
+  p = p * r2 + (1.6666521e-1f * r + 4.9999994e-1f);
+  p = p * r2 + (r + 1.0f);
+  p *= from_bits((to_bits(shifted) - (0x4B400000 - 127)) << 23);
+  return from_bits(to_bits(p) & -static_cast<int32_t>(!(a < -87.5f)));
+}
+
+// ln(1 + u) = u + u^2 R(u) for 0 <= u <= 1, relatively exact also for tiny u, and without a
+// division. R, of degree 7, is an own minimax fit: relative error 4e-8 before rounding.
 DEEPGEN_HD float log1p_unit(float u) {
-  const float w = u / (2.0f + u);
-  const float w2 = w * w;
-  float p = 1.0f / 15.0f;
-  p = p * w2 + 1.0f / 13.0f;
-  p = p * w2 + 1.0f / 11.0f;
-  p = p * w2 + 1.0f / 9.0f;
-  p = p * w2 + 1.0f / 7.0f;
-  p = p * w2 + 1.0f / 5.0f;
-  p = p * w2 + 1.0f / 3.0f;
-  return 2.0f * w + 2.0f * w * w2 * p;
+  const float u2 = u * u;
+  const float low = (3.3321330e-1f * u - 4.9999648e-1f) + (1.9153848e-1f * u - 2.4857217e-1f) * u2;
+  const float high = (7.9208829e-2f * u - 1.3754188e-1f) + (5.3654225e-3f * u - 3.0068301e-2f) * u2;
+  return (high * (u2 * u2) + low) * u2 + u;
 }
 
+// x P(x^2) / Q(x^2) with P and Q of degree 4: an own minimax fit on |x| <= 8.5, relative error 2e-8
+// before rounding. Beyond, where tanh is 1 within 9e-8, P and Q stay what they are there, and the
+// quotient grows with x until the bound of 1 stops it.
 DEEPGEN_HD float tanh(float x) {
-  const float a = std::fabs(x);
-  const float x2 = x * x;
-  float small = -5.70498872745e-3f;
-  small = small * x2 + 2.06390887954e-2f;
-  small = small * x2 - 5.37397155531e-2f;
-  small = small * x2 + 1.33314422036e-1f;
-  small = small * x2 - 3.33332819422e-1f;
-  small = small * x2 * x + x;
-  const float e = polynomial::exp(-2.0f * a);
-  const float large = std::copysign((1.0f - e) / (1.0f + e), x);
-  return select(a < 0.625f, small, large);
+  const float y = from_bits(smaller(to_bits(x * x), to_bits(72.25f)));
+  const float y2 = y * y;
+  const float p = (1.4350655e-8f * y + 2.1305628e-5f) * y2 + (3.5371797e-3f * y + 1.3415861e-1f);
+  const float q = (8.1771990e-7f * y + 3.3541306e-4f) * y2 + (2.6034608e-2f * y + 4.6749187e-1f);
+  const float t = x * (p * y + 1.0f) / (q * y + 1.0f);
+  const float a = std::fabs(t);
+  return std::copysign(a > 1.0f ? 1.0f : a, x);
 }
 
-DEEPGEN_HD float atan(float x) {
-  const float a = std::fabs(x);
-  const bool far = a > 2.414213562373095f;
-  const bool middle = a > 0.4142135623730950f;
-  // One division serves all three ranges: -1/a, (a-1)/(a+1), a/1.
-  const float numerator = far ? -1.0f : (middle ? a - 1.0f : a);
-  const float denominator = far ? a : (middle ? a + 1.0f : 1.0f);
-  const float offset = far ? 1.5707963267948966f : (middle ? 0.7853981633974483f : 0.0f);
-  const float z = numerator / denominator;
-  const float z2 = z * z;
-  float p = 8.05374449538e-2f;
-  p = p * z2 - 1.38776856032e-1f;
-  p = p * z2 + 1.99777106478e-1f;
-  p = p * z2 - 3.33329491539e-1f;
-  p = p * z2 * z + z + offset;
-  return std::copysign(p, x);
+// atan(x / scale) for scale > 0. One division makes z = min(|x|, scale) / max(|x|, scale); atan z =
+// z + z^3 R(z^2), of which |x| > scale has the complement to pi/2. R, of degree 7, is an own
+// minimax fit: relative error 2e-8 before rounding.
+DEEPGEN_HD float atan(float x, float scale) {
+  const int32_t a = to_bits(std::fabs(x));
+  const int32_t b = to_bits(scale);
+  const int32_t far = (b - a) >> 31;
+  const float z = from_bits(smaller(a, b)) / from_bits(larger(a, b));
+  const float y = z * z;
+  const float y2 = y * y;
+  const float low = (1.9993767e-1f * y - 3.3333153e-1f) + (1.0665768e-1f * y - 1.4211002e-1f) * y2;
+  const float high = (4.3204635e-2f * y - 7.5516559e-2f) + (2.9193931e-3f * y - 1.6363103e-2f) * y2;
+  const float near = (high * (y2 * y2) + low) * (y * z) + z;
+  const float offset = from_bits(far & to_bits(1.5707963267948966f));
+  return std::copysign(offset + from_bits(to_bits(near) ^ (far & INT32_MIN)), x);
 }
 
 }  // namespace polynomial
 
-// The names kernels use, for float and double on both devices.
+// The names kernels use, for float and double on both devices: exp; e^x for |x| <= 1; e^-|x|; tanh;
+// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1.
 #if defined(__CUDA_ARCH__)
-DEEPGEN_HD float exp_of(float x) { return expf(x); }
-DEEPGEN_HD float tanh_of(float x) { return tanhf(x); }
-DEEPGEN_HD float atan_of(float x) { return atanf(x); }
-DEEPGEN_HD float log1p_of_unit(float u) { return log1pf(u); }
+DEEPGEN_HD float exp_of(float x) {
+  return expf(x);
+}
+DEEPGEN_HD float exp_of_unit(float x) {
+  return expf(x);
+}
+DEEPGEN_HD float decay_of(float x) {
+  return expf(-fabsf(x));
+}
+DEEPGEN_HD float tanh_of(float x) {
+  return tanhf(x);
+}
+DEEPGEN_HD float atan_of(float x, float scale) {
+  return atanf(x / scale);
+}
+DEEPGEN_HD float log1p_of_unit(float u) {
+  return log1pf(u);
+}
 #else
-DEEPGEN_HD float exp_of(float x) { return polynomial::exp(x); }
-DEEPGEN_HD float tanh_of(float x) { return polynomial::tanh(x); }
-DEEPGEN_HD float atan_of(float x) { return polynomial::atan(x); }
-DEEPGEN_HD float log1p_of_unit(float u) { return polynomial::log1p_unit(u); }
+DEEPGEN_HD float exp_of(float x) {
+  return polynomial::exp(x);
+}
+DEEPGEN_HD float exp_of_unit(float x) {
+  return polynomial::exp_unit(x);
+}
+DEEPGEN_HD float decay_of(float x) {
+  return polynomial::decay(x);
+}
+DEEPGEN_HD float tanh_of(float x) {
+  return polynomial::tanh(x);
+}
+DEEPGEN_HD float atan_of(float x, float scale) {
+  return polynomial::atan(x, scale);
+}
+DEEPGEN_HD float log1p_of_unit(float u) {
+  return polynomial::log1p_unit(u);
+}
 #endif
-DEEPGEN_HD double exp_of(double x) { return std::exp(x); }
-DEEPGEN_HD double tanh_of(double x) { return std::tanh(x); }
-DEEPGEN_HD double atan_of(double x) { return std::atan(x); }
-DEEPGEN_HD double log1p_of_unit(double u) { return std::log1p(u); }
+DEEPGEN_HD double exp_of(double x) {
+  return std::exp(x);
+}
+DEEPGEN_HD double exp_of_unit(double x) {
+  return std::exp(x);
+}
+DEEPGEN_HD double decay_of(double x) {
+  return std::exp(-std::fabs(x));
+}
+DEEPGEN_HD double tanh_of(double x) {
+  return std::tanh(x);
+}
+DEEPGEN_HD double atan_of(double x, double scale) {
+  return std::atan(x / scale);
+}
+DEEPGEN_HD double log1p_of_unit(double u) {
+  return std::log1p(u);
+}
 
 }  // namespace deepgen
