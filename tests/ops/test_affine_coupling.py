@@ -13,7 +13,18 @@ from tests.emulation.compare import check_emulated
 
 SCALE_MAPS = ("exp", "tanh", "sigmoid", "atan")
 # Rows shorter, equal to and longer than a tile or a piece of the kernels, and edges off every vector width.
-SHAPES = [(0, 5), (1, 1), (3, 1), (2, 7), (5, 8), (130, 9), (3, 1024), (2, 1025), (2, 3, 5, 7)]
+SHAPES = [
+    (0, 5),
+    (1, 1),
+    (3, 1),
+    (2, 7),
+    (5, 8),
+    (130, 9),
+    (3, 1024),
+    (2, 1025),
+    (2, 4097),
+    (2, 3, 5, 7),
+]
 LONG = [(2, 16385), (1, 96, 33, 31), (300, 16)]
 forward_op = torch.ops.deepgen_ext.affine_coupling.default
 
