@@ -126,7 +126,7 @@ def train(
         int | None, typer.Option(help="Linear warm-up.", show_default="100")
     ] = None,
     clip_norm: Annotated[
-        float | None, typer.Option(help="Largest gradient norm.", show_default="1")
+        float | None, typer.Option(help="Largest gradient norm.", show_default="100")
     ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides the whole run.", show_default="0")

@@ -38,7 +38,7 @@ class Settings:
     batch_size: int = 64  # of all processes together
     learning_rate: float = 1e-3
     warmup_steps: int = 100  # the learning rate rises linearly over these
-    clip_norm: float = 1.0  # of the gradient of all parameters
+    clip_norm: float = 100.0  # of the gradient of all parameters; 1 costs 0.15 bits/dim on digits
     precision: str = "32"
     max_steps: int = 2000
     max_seconds: float | None = None

@@ -26,7 +26,8 @@ class GlowSteps(Sequential):
     Args:
         channels: number of channels of x, (batch, channels, ...).
         couplings: the coupling of each step, at least one.
-        reversible: as in `Sequential`.
+        reversible: as in `Sequential`; what still grows with the number of steps are their small
+            matrices, as many numbers as their parameters.
     """
 
     def __init__(
