@@ -30,13 +30,16 @@ help:
 	@echo
 	@echo "PYTHON=python3.12 chooses the Python, TORCH=torch==2.12.0 the torch of a new environment."
 
-# The first Python that has torch >= 2.11, else the first that is >= 3.10.
+# The first Python that has torch >= 2.11, else the first that is >= 3.10. Where that Python is a virtual environment
+# itself, its packages are no "system" ones, and a .pth file leads to them.
 $(VENV)/bin/python:
 	@candidates="$(PYTHON)"; [ -n "$$candidates" ] || candidates="python3 python python3.13 python3.12 python3.11 python3.10"; \
 	for python in $$candidates; do \
 	  if $$python -c 'import torch; assert tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)' 2>/dev/null; then \
 	    echo "Using the torch of $$python."; \
-	    $$python -m venv --system-site-packages $(VENV); exit; \
+	    $$python -m venv --system-site-packages $(VENV) && \
+	    $$python -c 'import sys, sysconfig; sys.prefix == sys.base_prefix or print(sysconfig.get_path("purelib"))' \
+	      > "$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/torch_from.pth"; exit; \
 	  fi; \
 	done; \
 	for python in $$candidates; do \
