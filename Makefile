@@ -55,7 +55,7 @@ $(VENV)/bin/python:
 # Without a network pip still succeeds where nothing is missing; where something is, the kernels are built all the same.
 $(VENV)/.tools: pyproject.toml | $(VENV)/bin/python
 	@$(RUN) -c 'import setuptools, wheel, ninja' 2>/dev/null || \
-	  $(RUN) -m pip install --quiet "setuptools>=70" wheel ninja || \
+	  $(RUN) -m pip install --quiet "setuptools>=64" wheel ninja || \
 	  echo "deepgen_ext: setuptools, wheel and ninja are not all there and cannot be installed; trying without."
 	@touch $@
 
