@@ -6,7 +6,8 @@
 // dense SIMD loop, and its log s summed from an L1 buffer: so that one loop serves long rows, where
 // log det is a long sum, and rows of 8, where a reduction in the loop itself would cost more than
 // the map. Sums are over at most 4096 floats in 32 SIMD lanes, then in double: 1e-7 from float64 on
-// 25,000 elements, where one accumulator is 2e-4 off. Measured on images of 25 MB with two threads:
+// 25,000 elements, where one accumulator is 2e-4 off. Measured on images of 25 MB with two threads
+// (benchmarks/run.py --filter image):
 // 0.9 to 1.2 of a copy of as many bytes while they lie in the last cache, 1.2 (exp) to 1.6 (tanh)
 // from memory: there the arithmetic of a tile delays the loads of the next. Prefetching by hand, 2
 // to 8 blocks of 1 KiB ahead, made that worse (1.4). Fresh outputs cost page faults besides; large

@@ -50,7 +50,8 @@ def affine_coupling(
     Returns:
         y, like x, and log_det, (batch,): float32 for half types, else x's dtype. In nats.
 
-    Differentiable in x, raw_scale and shift, twice (the second time in plain torch operations). The backward pass
+    Differentiable in x, raw_scale and shift, twice (the second time in plain torch operations), not through
+    torch.func. The backward pass
     recomputes the scale, so the graph keeps x (the result, for the inverse) and raw_scale. Deterministic. Under
     autocast it runs in float32. NaNs propagate.
 

@@ -27,7 +27,8 @@ def channel_affine(
     Returns:
         y, like x, and log_det, (batch,): float32 for half types, else x's dtype. In nats.
 
-    Differentiable in all three, twice (the second time in plain torch operations). Deterministic. Under autocast it
+    Differentiable in all three, twice (the second time in plain torch operations), not through
+    torch.func. Deterministic. Under autocast it
     runs in float32.
 
     Raises:
