@@ -83,6 +83,7 @@ def test_every_op_has_all_its_rooms(op):
         f"csrc/{op}.cpp",
         f"csrc/cuda/{op}.cu",
         f"deepgen_ext/ops/{op}.py",
+        f"deepgen_ext/reference/{op}.py",
         f"tests/ops/test_{op}.py",
         f"benchmarks/ops/{op}.py",
     ):
@@ -101,6 +102,7 @@ def test_no_room_without_an_op():
         ("csrc", ".h", {"elementary", "glue", "host_device", "operand"}),
         ("csrc/cuda", ".cu", set()),
         ("deepgen_ext/ops", ".py", {"__init__"}),
+        ("deepgen_ext/reference", ".py", {"__init__", "accumulation"}),
         ("benchmarks/ops", ".py", {"__init__"}),
     ):
         found = {path.stem for path in (ROOT / folder).glob(f"*{suffix}")}

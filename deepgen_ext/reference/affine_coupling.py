@@ -1,9 +1,3 @@
-"""The specification of every op: the same signatures as `deepgen_ext.ops`, in plain torch.
-
-Tests and benchmarks compare with these functions. Nothing that ships calls them in place of a
-kernel. They check no inputs and take no short cut: one line of mathematics is one line of code.
-"""
-
 from __future__ import annotations
 
 import math
@@ -11,6 +5,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .accumulation import accumulation_dtype, sum_over_all_but_batch
 
 
 def affine_coupling(
@@ -29,7 +25,7 @@ def affine_coupling(
     atan(raw / clamp) ("atan"), or 0 where `raw_scale` is None. Where `mask` (broadcastable to
     x.shape[1:]) is False, y = x.
     """
-    accumulate = _accumulation_dtype(x.dtype)
+    accumulate = accumulation_dtype(x.dtype)
     if raw_scale is None:
         log_scale = torch.zeros_like(x, dtype=accumulate)
     else:
@@ -53,31 +49,4 @@ def affine_coupling(
         log_scale = -log_scale
     else:
         y = x.to(accumulate) * log_scale.exp() + shift
-    return y.to(x.dtype), _sum_over_all_but_batch(log_scale)
-
-
-def channel_affine(
-    x: Tensor, log_scale: Tensor, shift: Tensor, *, inverse: bool = False
-) -> tuple[Tensor, Tensor]:
-    """y = x * exp(log_scale) + shift per channel, or (x - shift) * exp(-log_scale) with `inverse`.
-
-    x is (batch, C, ...), log_scale and shift (C,). log_det = +- (positions per channel) * sum
-    log_scale, (batch,).
-    """
-    accumulate = _accumulation_dtype(x.dtype)
-    per_channel = (-1,) + (1,) * (x.ndim - 2)
-    scale = log_scale.to(accumulate).view(per_channel)
-    offset = shift.to(accumulate).view(per_channel)
-    values = x.to(accumulate)
-    y = (values - offset) * (-scale).exp() if inverse else values * scale.exp() + offset
-    positions = math.prod(x.shape[2:])
-    log_det = log_scale.to(accumulate).sum() * (-positions if inverse else positions)
-    return y.to(x.dtype), log_det.expand(x.shape[0])
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def _sum_over_all_but_batch(x: Tensor) -> Tensor:
-    return x.flatten(1).sum(1) if x.ndim > 1 else x
+    return y.to(x.dtype), sum_over_all_but_batch(log_scale)
