@@ -23,8 +23,14 @@
   extern __shared__ __align__(128) unsigned char deepgen_dynamic_shared[]; \
   T* const name = reinterpret_cast<T*>(deepgen_dynamic_shared)
 
+// A device function that is called, so that each large part of a kernel has the registers for
+// itself.
+#define DEEPGEN_NOINLINE __noinline__
+
 #elif !defined(DEEPGEN_CUDA_EMULATION)
 #error "a .cu file is compiled by nvcc, or with -include tests/emulation/cuda_emulation.h"
+#else
+#define DEEPGEN_NOINLINE __attribute__((noinline))
 #endif
 
 namespace deepgen::cuda {
