@@ -34,10 +34,7 @@ def dequantize(
         TypeError: `levels` is not an integer tensor.
         ValueError: a level is out of range, `n_levels` < 2, or `noise` has another shape.
     """
-    _check_n_levels(n_levels)
-    if levels.dtype not in _INTEGER_DTYPES:
-        raise TypeError(f"levels: expected an integer tensor, got {levels.dtype}")
-    _check_range(levels, n_levels)
+    check_levels(levels, n_levels)
     if noise is None:
         noise = torch.rand(levels.shape, generator=generator, device=levels.device)
     elif noise.shape != levels.shape:
@@ -90,6 +87,14 @@ def standard_normal_log_prob(z: Tensor) -> Tensor:
     if z.ndim > 1:
         squares = squares.flatten(1).sum(1)
     return -0.5 * (squares + math.prod(z.shape[1:]) * math.log(2 * math.pi))
+
+
+def check_levels(levels: Tensor, n_levels: int) -> None:
+    """Raise unless `levels` are integers in [0, n_levels); the range is checked on the CPU only."""
+    _check_n_levels(n_levels)
+    if levels.dtype not in _INTEGER_DTYPES:
+        raise TypeError(f"levels: expected an integer tensor, got {levels.dtype}")
+    _check_range(levels, n_levels)
 
 
 def _check_n_levels(n_levels: int) -> None:
