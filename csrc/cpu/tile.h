@@ -37,7 +37,7 @@ struct Tile {
 // each_piece(row, piece, begin, end) instead.
 template <class EachTile, class EachPiece>
 void for_each_tile(const Extent& extent, int64_t piece_elements, EachTile each_tile,
-                   EachPiece each_piece) {
+                   EachPiece each_piece, int64_t grain_elements = cpu::grain_elements) {
   const int64_t row = extent.row();
   if (extent.batch == 0) return;
   if (row <= tile_elements_of_short_rows) {

@@ -69,8 +69,8 @@ class _Coupling(Transform):
 
     def _condition(
         self, visible: Tensor, moved: Tensor, context: Tensor | None
-    ) -> tuple[Tensor | None, Tensor]:
-        """(raw_scale, shift) of the half that moves."""
+    ) -> tuple[Tensor | None, ...]:
+        """The parameters of the half that moves."""
         h = self.conditioner(visible) if context is None else self.conditioner(visible, context)
         expected = (moved.shape[0], self.outputs_per_channel * moved.shape[1], *moved.shape[2:])
         if h.shape != expected:
@@ -80,6 +80,10 @@ class _Coupling(Transform):
             )
         if h.dtype != moved.dtype:  # autocast runs the conditioner, not the flow, in half precision
             h = h.to(moved.dtype)
+        return self._split(h)
+
+    def _split(self, h: Tensor) -> tuple[Tensor | None, ...]:
+        """The conditioner's output in parts: (raw_scale, shift)."""
         if self.outputs_per_channel == 1:
             return None, h
         raw_scale, shift = h.chunk(2, dim=1)
