@@ -232,6 +232,8 @@ def cpp_extension():
             *("-O3", "-std=c++20", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wall"),
             # Vector code needs these two; -ffast-math would set flush-to-zero for the whole process.
             *("-fno-math-errno", "-fno-trapping-math"),
+            # Vectors are passed to functions that are inlined, never through a call.
+            "-Wno-psabi",
         ],
         extra_link_args=["-fopenmp", "-Wl,-s", *no_undefined_symbols()],
     )

@@ -85,7 +85,9 @@ DEEPGEN_HD float decay(float x) {
   float p = 1.3821055e-3f * r2 + (8.3686747e-3f * r + 4.1668262e-2f);
   p = p * r2 + (1.6666521e-1f * r + 4.9999994e-1f);
   p = p * r2 + (r + 1.0f);
-  p *= from_bits((to_bits(shifted) - (0x4B400000 - 127)) << 23);
+  // Unsigned: far below the end the power is nonsense, and must wrap to be masked.
+  const uint32_t power = static_cast<uint32_t>(to_bits(shifted)) - (0x4B400000 - 127);
+  p *= from_bits(static_cast<int32_t>(power << 23));
   return from_bits(to_bits(p) & -static_cast<int32_t>(!(a < -87.5f)));
 }
 
@@ -96,6 +98,26 @@ DEEPGEN_HD float log1p_unit(float u) {
   const float low = (3.3321330e-1f * u - 4.9999648e-1f) + (1.9153848e-1f * u - 2.4857217e-1f) * u2;
   const float high = (7.9208829e-2f * u - 1.3754188e-1f) + (5.3654225e-3f * u - 3.0068301e-2f) * u2;
   return (high * (u2 * u2) + low) * u2 + u;
+}
+
+// ln x for x >= 0, subnormal ones included; -inf at 0, NaN below. x = 2^n (1 + f) with 1 + f
+// between sqrt(1/2) and sqrt(2); the polynomial is Cephes' (Moshier).
+DEEPGEN_HD float log(float x) {
+  const bool tiny = x < 1.17549435e-38f;
+  const int32_t bits = to_bits(tiny ? x * 33554432.0f : x);
+  const int32_t power = (bits - 0x3F3504F3) >> 23;
+  const float f = from_bits(bits - (power << 23)) - 1.0f;
+  const float n = static_cast<float>(power - (tiny ? 25 : 0));
+  const float f2 = f * f;
+  float p = (7.0376836292e-2f * f - 1.1514610310e-1f) * f2;
+  p += 1.1676998740e-1f * f - 1.2420140846e-1f;
+  p = p * f2 + (1.4249322787e-1f * f - 1.6668057665e-1f);
+  p = p * f2 + (2.0000714765e-1f * f - 2.4999993993e-1f);
+  p = p * f + 3.3333331174e-1f;
+  const float tail = (p * f - 0.5f) * f2 - n * 2.12194440e-4f;
+  const float y = (tail + f) + n * 0.693359375f;
+  const float end = x == 0.0f ? from_bits(static_cast<int32_t>(0xFF800000)) : x + x;
+  return x > 0.0f && x <= 3.4028234e38f ? y : (x < 0.0f ? from_bits(0x7FC00000) : end);
 }
 
 // x P(x^2) / Q(x^2) with P and Q of degree 4: an own minimax fit on |x| <= 8.5, relative error 2e-8
@@ -131,7 +153,7 @@ DEEPGEN_HD float atan(float x, float scale) {
 }  // namespace polynomial
 
 // The names kernels use, for float and double on both devices: exp; e^x for |x| <= 1; e^-|x|; tanh;
-// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1.
+// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1; ln x.
 #if defined(__CUDA_ARCH__)
 DEEPGEN_HD float exp_of(float x) {
   return expf(x);
@@ -150,6 +172,9 @@ DEEPGEN_HD float atan_of(float x, float scale) {
 }
 DEEPGEN_HD float log1p_of_unit(float u) {
   return log1pf(u);
+}
+DEEPGEN_HD float log_of(float x) {
+  return logf(x);
 }
 #else
 DEEPGEN_HD float exp_of(float x) {
@@ -170,6 +195,9 @@ DEEPGEN_HD float atan_of(float x, float scale) {
 DEEPGEN_HD float log1p_of_unit(float u) {
   return polynomial::log1p_unit(u);
 }
+DEEPGEN_HD float log_of(float x) {
+  return polynomial::log(x);
+}
 #endif
 DEEPGEN_HD double exp_of(double x) {
   return std::exp(x);
@@ -188,6 +216,9 @@ DEEPGEN_HD double atan_of(double x, double scale) {
 }
 DEEPGEN_HD double log1p_of_unit(double u) {
   return std::log1p(u);
+}
+DEEPGEN_HD double log_of(double x) {
+  return std::log(x);
 }
 
 }  // namespace deepgen

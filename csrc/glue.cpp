@@ -95,6 +95,13 @@ std::optional<Described> describe(const std::vector<at::Tensor>& tensors) {
   return described;
 }
 
+std::optional<ImageOperand> describe_image(const at::Tensor& tensor) {
+  const int64_t height = tensor.size(2), width = tensor.size(3);
+  if (height > 1 && width > 1 && tensor.stride(2) != width * tensor.stride(3)) return std::nullopt;
+  return ImageOperand{tensor.data_ptr(), tensor.stride(0), tensor.stride(1),
+                      width > 1 ? tensor.stride(3) : tensor.stride(2)};
+}
+
 bool on_cuda_path(const at::Tensor& tensor) {
 #ifdef DEEPGEN_EMULATED
   return true;

@@ -99,6 +99,10 @@ struct Described {
 };
 std::optional<Described> describe(const std::vector<at::Tensor>& tensors);
 
+// A tensor (n, C, H, W) as kernels over positions see it; nothing where rows and columns do not
+// merge into positions, as in a crop.
+std::optional<ImageOperand> describe_image(const at::Tensor& tensor);
+
 // Runs the kernel of the tensor's device, on the current stream.
 bool on_cuda_path(const at::Tensor& tensor);
 void* stream_of(const at::Tensor& tensor);

@@ -19,4 +19,61 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "channel_affine_backward(Tensor grad_output, Tensor grad_log_det, Tensor x, Tensor "
       "log_scale, bool inverse) "
       "-> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "ancestral_sample(Tensor program, Tensor weights, Tensor[] conditions, Tensor uniforms, "
+      "Tensor? known, Tensor(a!) levels, Tensor(b!) caches, int tile, int n_levels, "
+      "float temperature, int first_row, int last_row) -> ()");
+
+  m.def(
+      "categorical_draw(Tensor logits, Tensor uniforms, int n_levels, float temperature) -> "
+      "Tensor");
+
+  m.def(
+      "discretized_logistic_mixture(Tensor parameters, Tensor levels, int n_levels, int mixtures) "
+      "-> Tensor");
+  m.def(
+      "discretized_logistic_mixture_backward(Tensor grad_output, Tensor parameters, Tensor levels, "
+      "int n_levels, int mixtures) -> Tensor");
+  m.def(
+      "discretized_logistic_mixture_draw(Tensor parameters, Tensor uniforms, int n_levels, "
+      "int mixtures, float temperature) -> Tensor");
+
+  m.def(
+      "masked_conv2d(Tensor x, Tensor weight, Tensor? bias, str mask_type, int groups_in_order, "
+      "int dilation) -> Tensor");
+  m.def(
+      "masked_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, str mask_type, int "
+      "groups_in_order, int dilation, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
+
+  m.def(
+      "autoregressive_inverse(Tensor z, Tensor[] weights, Tensor[] biases, Tensor[] degrees, str "
+      "element, str scale_map, float clamp, int n_bins, float bound, str activation, bool "
+      "residual) "
+      "-> (Tensor x, Tensor log_det)");
+  m.def(
+      "autoregressive_inverse_adjoint(Tensor grad_x, Tensor grad_log_det, Tensor z, Tensor x, "
+      "Tensor[] weights, Tensor[] biases, Tensor[] degrees, str element, str scale_map, float "
+      "clamp, int "
+      "n_bins, float bound, str activation, bool residual) -> Tensor[]");
+
+  m.def(
+      "rational_quadratic_spline(Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool "
+      "inverse, float bound, float min_bin_width, float min_bin_height, float min_derivative) -> "
+      "(Tensor y, Tensor log_det)");
+  m.def(
+      "rational_quadratic_spline_backward(Tensor grad_output, Tensor grad_log_det, Tensor x, "
+      "Tensor "
+      "widths, Tensor heights, Tensor derivatives, bool inverse, float bound, float min_bin_width, "
+      "float min_bin_height, float min_derivative) -> (Tensor, Tensor, Tensor, Tensor)");
+
+  m.def("planar_chain(Tensor z, Tensor parameters) -> (Tensor output, Tensor log_det)");
+  m.def(
+      "planar_chain_backward(Tensor grad_output, Tensor grad_log_det, Tensor z, Tensor "
+      "parameters) -> (Tensor, Tensor)");
+
+  m.def("radial_chain(Tensor z, Tensor parameters) -> (Tensor output, Tensor log_det)");
+  m.def(
+      "radial_chain_backward(Tensor grad_output, Tensor grad_log_det, Tensor z, Tensor "
+      "parameters) -> (Tensor, Tensor)");
 }

@@ -37,4 +37,10 @@ inline bool has_dense_rows(const Operand& operand, const Extent& extent) {
          (size[0] == 1 || operand.stride[0] == size[1] * size[2]);
 }
 
+// Images seen as (batch, channels, positions), strides in elements.
+struct ImageOperand {
+  void* data = nullptr;
+  int64_t batch = 0, channel = 0, position = 0;
+};
+
 }  // namespace deepgen

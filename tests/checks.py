@@ -193,7 +193,10 @@ def check_model(model: nn.Module, x: Tensor) -> None:
 
     assert model.log_prob(x[:0]).shape == (0,)
     torch.testing.assert_close(model.log_prob(x[:1]), log_prob[:1])
-    draws = [model.sample(3, 0.7, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6)]
+    draws = [
+        model.sample(3, temperature=0.7, generator=torch.Generator().manual_seed(s))
+        for s in (5, 5, 6)
+    ]
     assert draws[0].shape == (3, *x.shape[1:])
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])

@@ -1,5 +1,17 @@
 """Models, one paper a file."""
 
-from .flow import Glow, RealNVP
+from .autoregressive import PixelCNN, PixelCNNPlusPlus, PixelModel
+from .flow import IAF, MAF, Glow, NeuralSplineFlow, PlanarFlow, RadialFlow, RealNVP
 
-__all__ = ["Glow", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "Glow",
+    "NeuralSplineFlow",
+    "PixelCNN",
+    "PixelCNNPlusPlus",
+    "PixelModel",
+    "PlanarFlow",
+    "RadialFlow",
+    "RealNVP",
+]

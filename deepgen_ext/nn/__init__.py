@@ -1,7 +1,39 @@
 """Layers that own parameters: conditioner networks here, invertible layers in `nn.transforms`."""
 
 from . import transforms
+from .ancestral import AncestralSampler
+from .condition import ConditionProjection
 from .convolutional import GlowConvNet, ResidualConvNet, ZeroConv2d
+from .gated_masked_block import GatedMaskedBlock
+from .gated_resnet import GatedResnet
+from .gates import AppendOnes, ConcatELU, Gate, GatedSigmoid
+from .made import MADE
+from .masked_conv2d import MaskedConv2d
+from .masked_linear import MaskedLinear
 from .mlp import MLP
+from .pixel_distributions import Categorical, DiscretizedLogisticMixture
+from .shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
 
-__all__ = ["MLP", "GlowConvNet", "ResidualConvNet", "ZeroConv2d", "transforms"]
+__all__ = [
+    "MADE",
+    "MLP",
+    "AncestralSampler",
+    "AppendOnes",
+    "Categorical",
+    "ConcatELU",
+    "ConditionProjection",
+    "DiscretizedLogisticMixture",
+    "Gate",
+    "GatedMaskedBlock",
+    "GatedResnet",
+    "GatedSigmoid",
+    "GlowConvNet",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "ResidualConvNet",
+    "Shift",
+    "ShiftedConv2d",
+    "ShiftedConvTranspose2d",
+    "ZeroConv2d",
+    "transforms",
+]

@@ -1,6 +1,29 @@
 """Stateless, differentiable, compile-safe operations on tensors; each is one C++ and one CUDA kernel."""
 
 from deepgen_ext.ops.affine_coupling import affine_coupling
+from deepgen_ext.ops.ancestral_sample import ancestral_sample
+from deepgen_ext.ops.autoregressive_inverse import autoregressive_inverse
+from deepgen_ext.ops.categorical_draw import categorical_draw
 from deepgen_ext.ops.channel_affine import channel_affine
+from deepgen_ext.ops.discretized_logistic_mixture import (
+    discretized_logistic_mixture,
+    discretized_logistic_mixture_draw,
+)
+from deepgen_ext.ops.masked_conv2d import masked_conv2d
+from deepgen_ext.ops.planar_chain import planar_chain
+from deepgen_ext.ops.radial_chain import radial_chain
+from deepgen_ext.ops.rational_quadratic_spline import rational_quadratic_spline
 
-__all__ = ["affine_coupling", "channel_affine"]
+__all__ = [
+    "affine_coupling",
+    "ancestral_sample",
+    "autoregressive_inverse",
+    "categorical_draw",
+    "channel_affine",
+    "discretized_logistic_mixture",
+    "discretized_logistic_mixture_draw",
+    "masked_conv2d",
+    "planar_chain",
+    "radial_chain",
+    "rational_quadratic_spline",
+]

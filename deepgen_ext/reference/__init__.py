@@ -5,6 +5,29 @@ kernel. They check no inputs and take no short cut: one line of mathematics is o
 """
 
 from .affine_coupling import affine_coupling
+from .ancestral_sample import ancestral_sample
+from .autoregressive_inverse import autoregressive_inverse
+from .categorical_draw import categorical_draw
 from .channel_affine import channel_affine
+from .discretized_logistic_mixture import (
+    discretized_logistic_mixture,
+    discretized_logistic_mixture_draw,
+)
+from .masked_conv2d import masked_conv2d
+from .planar_chain import planar_chain
+from .radial_chain import radial_chain
+from .rational_quadratic_spline import rational_quadratic_spline
 
-__all__ = ["affine_coupling", "channel_affine"]
+__all__ = [
+    "affine_coupling",
+    "ancestral_sample",
+    "autoregressive_inverse",
+    "categorical_draw",
+    "channel_affine",
+    "discretized_logistic_mixture",
+    "discretized_logistic_mixture_draw",
+    "masked_conv2d",
+    "planar_chain",
+    "radial_chain",
+    "rational_quadratic_spline",
+]

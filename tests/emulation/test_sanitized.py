@@ -3,6 +3,7 @@
 Run as a script, in `build.sanitized_environment()`, it is the program that the test starts.
 """
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -57,7 +58,154 @@ def run_channel_affine(ops, dtype, layout):
             ops.channel_affine_backward(grad, grad_log_det, x, log_scale, inverse)
 
 
-RUNS = {"affine_coupling": run_affine_coupling, "channel_affine": run_channel_affine}
+def run_ancestral_sample(ops, dtype, layout):
+    """Layouts here: one sample a block, tiles, more nodes than fit, more values than fit."""
+    if dtype not in (torch.float32, torch.float64):
+        return
+    from tests.ops.ancestral_cases import NETWORKS, Case
+
+    shapes = [(2, 33), (1, 1)] if layout == "contiguous" else [(3, 3)]
+    for name, shape in itertools.product(NETWORKS, shapes):
+        case = Case(name, n=3, height=shape[0], width=shape[1], some_known=layout == "chunk")
+        if layout == "contiguous":
+            case.draw(ops, dtype)
+        elif layout == "chunk":
+            case.draw(ops, dtype, tile=2, by_row=True)
+        elif layout == "channels_last":
+            case.draw(ops, dtype, tile=2, spare=5000)
+    if layout == "unaligned":
+        Case("plain", n=8, height=1, width=3, hidden=270).draw(ops, dtype, tile=8)
+
+
+def run_categorical_draw(ops, dtype, layout):
+    for n, levels, height, width in [(0, 4, 2, 2), (1, 2, 1, 1), (3, 17, 5, 7), (1, 1100, 3, 3)]:
+        logits = torch.randn(n, 2 * levels, height, width).to(dtype)
+        if layout == "channels_last":
+            logits = logits.contiguous(memory_format=torch.channels_last)
+        elif layout == "chunk":
+            logits = torch.cat([logits, logits], 1).chunk(2, 1)[1]
+        elif layout == "unaligned":
+            logits = unaligned(logits)
+        ops.categorical_draw(logits, torch.rand(n, 2, height, width), levels, 0.7)
+
+
+def run_discretized_logistic_mixture(ops, dtype, layout):
+    for (n, channels, height, width), mixtures in [
+        ((0, 3, 2, 2), 10),
+        ((1, 1, 1, 1), 1),
+        ((3, 3, 5, 7), 18),
+        ((33, 2, 1, 1), 3),
+        ((2, 5, 3, 11), 2),
+    ]:
+        rows = mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
+        parameters = torch.randn(n, rows, height, width).to(dtype)
+        if layout == "channels_last":
+            parameters = parameters.contiguous(memory_format=torch.channels_last)
+        elif layout == "chunk":
+            parameters = torch.cat([parameters, parameters], 1).chunk(2, 1)[1]
+        elif layout == "unaligned":
+            parameters = unaligned(parameters)
+        # Levels out of range too: they must not lead out of memory.
+        levels = torch.randint(-3, 300, (n, channels, height, width))
+        grad = torch.randn(n, height, width, dtype=torch.promote_types(dtype, torch.float32))
+        for given in (levels, levels.byte()):
+            ops.discretized_logistic_mixture(parameters, given, 256, mixtures)
+            ops.discretized_logistic_mixture_backward(grad, parameters, given, 256, mixtures)
+        uniforms = torch.rand(levels.shape)
+        ops.discretized_logistic_mixture_draw(parameters, uniforms, 256, mixtures, 0.7)
+
+
+def run_masked_conv2d(ops, dtype, layout):
+    for shape, outputs, kernel in (
+        ((2, 3, 5, 7), 6, (3, 5)),
+        ((1, 6, 1, 1), 3, (3, 3)),
+        ((2, 3, 1, 9), 69, (1, 7)),
+    ):
+        x, weight = torch.randn(shape).to(dtype), torch.randn(outputs, shape[1], *kernel).to(dtype)
+        grad = torch.randn(shape[0], outputs, *shape[2:]).to(dtype)
+        if layout == "channels_last":
+            x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
+        elif layout == "unaligned":
+            x, grad = unaligned(x), unaligned(grad)
+        bias = grad.new_ones(outputs) if layout == "contiguous" else None
+        for mask_type, groups, dilation in itertools.product("AB", (1, 3), (1, 2)):
+            ops.masked_conv2d(x, weight, bias, mask_type, groups, dilation)
+            ops.masked_conv2d_backward(
+                grad, x, weight, mask_type, groups, dilation, (True, True, False)
+            )
+
+
+def run_rational_quadratic_spline(ops, dtype, layout):
+    for shape, bins in itertools.product(
+        [*SHAPES[:3], (2, 3, 5, 7), (1, 2, 45, 46)], (1, 2, 9, 40)
+    ):
+        if bins > 9 and shape[-1] > 5:
+            continue
+        x, grad = (torch.randn(shape).to(dtype) for _ in range(2))
+        sizes = (bins, bins, bins - 1)
+        parameters = [torch.randn(*shape, size).to(dtype) for size in sizes]
+        if layout == "chunk":
+            parameters = torch.cat(parameters, -1).split(sizes, -1)
+        elif layout == "unaligned":
+            x, parameters = unaligned(x), [unaligned(t) for t in parameters]
+        elif layout == "channels_last":
+            parameters = torch.cat(parameters, -1).movedim(-1, 2).contiguous().movedim(2, -1)
+            parameters = parameters.split(sizes, -1)
+        grad_log_det = torch.randn(shape[0], dtype=torch.promote_types(dtype, torch.float32))
+        for inverse in (False, True):
+            given = (x, *parameters, inverse, 1.5, 1e-3, 1e-3, 1e-3)
+            ops.rational_quadratic_spline(*given)
+            ops.rational_quadratic_spline_backward(grad, grad_log_det, *given)
+
+
+def run_chain(name, vectors, ops, dtype, layout):
+    sum_type = torch.promote_types(dtype, torch.float32)
+    for samples, features, steps in [(0, 3, 2), (1, 1, 1), (70, 2, 3), (9, 33, 2), (300, 5, 1)]:
+        z, grad = (torch.randn(samples, features).to(dtype) for _ in range(2))
+        if layout == "unaligned":
+            z, grad = unaligned(z), unaligned(grad)
+        elif layout == "channels_last":
+            z = z.t().contiguous().t()
+        parameters = torch.rand(steps, vectors * features + 2, dtype=sum_type)
+        grad_log_det = torch.randn(samples, dtype=sum_type)
+        getattr(ops, name)(z, parameters)
+        getattr(ops, name + "_backward")(grad, grad_log_det, z, parameters)
+
+
+def run_autoregressive_inverse(ops, dtype, layout):
+    if dtype not in (torch.float32, torch.float64) or layout not in ("contiguous", "unaligned"):
+        return  # of matrices alone, and of these types alone
+    for D, n, hidden in ((1, 0, (3,)), (2, 1, (5, 4)), (19, 9, (30, 30, 30)), (33, 2, (1300,))):
+        degrees = [torch.randint(0, D, (h,)).sort().values for h in hidden]
+        residual = len(hidden) == 3
+        if residual:
+            degrees = [degrees[0]] * 3
+        for element, parameters in (("affine", 2), ("spline", 11)):
+            sizes = [D, *hidden, D * parameters]
+            weights = [torch.randn(b, a).to(dtype) for a, b in itertools.pairwise(sizes)]
+            biases = [torch.randn(n, b).to(dtype) for b in sizes[1:]]
+            z, x, grad = (torch.randn(n, D).to(dtype) for _ in range(3))
+            if layout == "unaligned":
+                weights = [unaligned(w) for w in weights]
+                biases = [b.mean(0) for b in biases]
+            network = (weights, biases, degrees)
+            options = (element, "tanh", 2.0, 4, 3.0, "elu", residual)
+            ops.autoregressive_inverse(z, *network, *options)
+            ops.autoregressive_inverse_adjoint(grad, grad[:, 0], z, x, *network, *options)
+
+
+RUNS = {
+    "affine_coupling": run_affine_coupling,
+    "ancestral_sample": run_ancestral_sample,
+    "autoregressive_inverse": run_autoregressive_inverse,
+    "categorical_draw": run_categorical_draw,
+    "channel_affine": run_channel_affine,
+    "discretized_logistic_mixture": run_discretized_logistic_mixture,
+    "masked_conv2d": run_masked_conv2d,
+    "rational_quadratic_spline": run_rational_quadratic_spline,
+    "planar_chain": functools.partial(run_chain, "planar_chain", 2),
+    "radial_chain": functools.partial(run_chain, "radial_chain", 1),
+}
 
 
 def test_every_kernel_has_a_run():

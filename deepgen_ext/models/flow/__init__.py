@@ -1,7 +1,22 @@
 """Normalising flows: exact likelihoods through invertible maps."""
 
+from .conditional import ConditionalFlow
 from .flow import Flow
 from .glow import Glow
+from .iaf import IAF
+from .maf import MAF
+from .planar_flow import PlanarFlow, RadialFlow
 from .realnvp import RealNVP
+from .spline_flow import NeuralSplineFlow
 
-__all__ = ["Flow", "Glow", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MAF",
+    "ConditionalFlow",
+    "Flow",
+    "Glow",
+    "NeuralSplineFlow",
+    "PlanarFlow",
+    "RadialFlow",
+    "RealNVP",
+]
