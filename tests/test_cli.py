@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from deepgen_ext import cli
+from deepgen_ext.cli import training
 
 TINY = [
     "--set",
@@ -55,7 +56,9 @@ def _assert_sentence(result: Result, *words: str) -> None:
     assert not isinstance(result.exception, Exception)  # SystemExit and nothing else
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate", "demo", "info"])
+@pytest.mark.parametrize(
+    "command", ["train", "sample", "evaluate", "energies-table", "demo", "info"]
+)
 def test_help_fits_eighty_columns(command: str) -> None:
     result = _run(command, "--help")
     assert result.exit_code == 0
@@ -215,6 +218,44 @@ def test_other_mistakes(run_folder: Path, tmp_path: Path) -> None:
     )
 
 
+def test_a_flow_is_fitted_to_an_energy(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    options = ("--set", "length=4", "--batch-size", 32, "--accelerator", "cpu")
+    result = _run("train", "planar", "--data", "u1", "--out", out, "--max-steps", 3, *options)
+    assert result.exit_code == 0, result.output
+    assert "on the energy u1, by reverse KL" in result.output
+    three_panels = np.asarray(Image.open(out / "samples-000003.png"))
+    assert three_panels.shape[1] > 2.5 * three_panels.shape[0]
+    picture = tmp_path / "again.png"
+    assert _run("sample", out, "--n", 9, "--out", picture).exit_code == 0
+    assert np.asarray(Image.open(picture)).shape == three_panels.shape
+    assert _run("evaluate", out).exit_code == 0
+    image = _run("train", "glow", "--data", "u1", "--out", tmp_path / "x")
+    _assert_sentence(image, "glow is a model of images")
+
+
+def test_energies_table(tmp_path: Path) -> None:
+    arguments = ("--steps", 2, "--seeds", 2, "--batch-size", 8, "--jobs", 1)
+    choice = ("--energy", "u2", "--flow", "planar", "--flow", "coupling", "--length", 2)
+    for suffix in ("csv", "md"):
+        out = tmp_path / "new" / f"table.{suffix}"
+        result = _run("energies-table", *arguments, *choice, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert "2.200167" in result.output  # log Z
+    header, *rows = (tmp_path / "new" / "table.csv").read_text().splitlines()
+    assert header == "energy,flow,length,seed,steps,batch_size,kl,standard_error,seconds,log_z"
+    assert [row.split(",")[:4] for row in rows] == [
+        ["u2", flow, "2", seed] for flow in ("planar", "coupling") for seed in "01"
+    ]
+    lines = (tmp_path / "new" / "table.md").read_text().splitlines()
+    assert lines[0] == "| flow | K | u2 |"
+    values = [float(row.split(",")[6]) for row in rows[:2]]
+    assert lines[2].startswith(f"| planar | 2 | {sum(values) / 2:.3f} ± ")
+    _assert_sentence(_run("energies-table", "--flow", "glow"), "--flow must be one of planar")
+    _assert_sentence(_run("energies-table", "--energy", "u5"), "--energy must be one of u1")
+    _assert_sentence(_run("energies-table", "--out", "x.png"), ".csv or .md")
+
+
 def test_a_bug_keeps_its_traceback(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise KeyError("a bug")
@@ -236,7 +277,7 @@ def test_a_bug_keeps_its_traceback(run_folder: Path, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_values_of_set(text: str, value: object) -> None:
-    assert cli._options([f"key={text}"]) == {"key": value}
+    assert training._options([f"key={text}"]) == {"key": value}
 
 
 def test_info(monkeypatch: pytest.MonkeyPatch) -> None:

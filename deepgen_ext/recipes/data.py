@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deepgen_ext.recipes import RecipeError, require
 from deepgen_ext.recipes.densities import DENSITIES, sample_density
+from deepgen_ext.recipes.energies import ENERGIES, sample_energy
 from deepgen_ext.recipes.image_files import (
     PICTURE_SUFFIXES,
     read_arrays,
@@ -26,7 +27,7 @@ __all__ = ["Dataset", "NAMES", "load", "resolve"]
 FASHION_MNIST = Path(
     "/usr/share/datasets/fashion-mnist"
 )  # where Debian's dataset-fashion-mnist puts it
-NAMES = ("digits", "fashion-mnist", *DENSITIES)
+NAMES = ("digits", "fashion-mnist", *DENSITIES, *ENERGIES)
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Dataset:
     train: Tensor
     test: Tensor
     n_levels: int | None  # None for vectors
+    # Of `energies`: a flow is then trained by reverse KL, and the samples, exact draws, only score.
+    energy: str | None = None
 
     def __post_init__(self) -> None:
         for part, data in (("train", self.train), ("test", self.test)):
@@ -59,6 +62,13 @@ class Dataset:
     @property
     def is_image(self) -> bool:
         return self.n_levels is not None
+
+    @property
+    def description(self) -> str:
+        if self.energy is not None:
+            return f"the energy {self.name}, by reverse KL"
+        shape = "x".join(map(str, self.shape))
+        return f"{self.name} ({len(self.train):,} samples of {shape})"
 
     @property
     def unit(self) -> str:
@@ -83,6 +93,9 @@ def load(data: str, *, size: int | None = None) -> Dataset:
         )
     if name == "digits":
         return _digits()
+    if name in ENERGIES:
+        points = sample_energy(name, 25_000, torch.Generator().manual_seed(1)).float()
+        return Dataset(name, points[:20_000], points[20_000:], None, energy=name)
     if name in DENSITIES:
         return Dataset(
             name, sample_density(name, 20_000, 1), sample_density(name, 5_000, 1001), None

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepgen_ext.models import PixelModel
 from deepgen_ext.objectives import dequantize
 from deepgen_ext.recipes.batches import generator_for
 
@@ -54,6 +55,8 @@ def evaluate(
     error = score.std().item() / math.sqrt(n) if n > 1 else math.nan
     if n_levels is None:
         unit, words = "nats", "none: the data are real vectors"
+    elif isinstance(model, PixelModel):
+        unit, words = "bits/dim", "none: the model is one of levels, and the likelihood exact"
     else:
         unit = "bits/dim"
         words = f"uniform, x = (level + u) / {n_levels}, one draw of u a sample: an upper bound"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,33 +81,54 @@ def save_reconstruction(
 
 
 @torch.no_grad()
-def save_density(model: Any, samples: Tensor, path: Path, *, cells: int = 200) -> None:
-    """Samples ``(n, 2)`` of ``model`` beside a heat map of its density exp(log_prob)."""
+def save_density(
+    model: Any,
+    samples: Tensor,
+    path: Path,
+    *,
+    cells: int = 200,
+    target: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Samples ``(n, 2)`` of ``model`` beside a heat map of its density exp(log_prob).
+
+    With ``target``, the log-density it was fitted to, a third map: of both on [-6, 6]^2 and one
+    scale of colours.
+    """
     require("matplotlib", "drawing a density").use("Agg")
     pyplot = require("matplotlib.pyplot", "drawing a density")
     parameter = next(model.parameters())
     points = samples.detach().cpu().float()
     points = points[torch.isfinite(points).all(dim=1)]
-    centre = points.median(dim=0).values if len(points) else torch.zeros(2)
-    radius = (
-        max(1e-3, 1.25 * torch.quantile((points - centre).abs().amax(dim=1), 0.99).item())
-        if len(points)
-        else 4.0
-    )
+    centre, radius = (torch.zeros(2), 6.0) if target is not None else _middle(points)
     axis = torch.linspace(-radius, radius, cells)
     grid = torch.cartesian_prod(axis, axis) + centre
     log_prob = model.log_prob(grid.to(parameter.device, parameter.dtype)).float().cpu()
-    density = (
-        log_prob.exp().nan_to_num(0.0, 0.0, 0.0).view(cells, cells).T
-    )  # rows are the second coordinate
+    maps = {"density": log_prob}
+    if target is not None:
+        maps["target"] = target(grid)
     left, bottom = (centre - radius).tolist()
     box = (left, left + 2 * radius, bottom, bottom + 2 * radius)
 
-    figure, (scatter, heat) = pyplot.subplots(1, 2, figsize=(9, 4.5), layout="constrained")
+    columns = 1 + len(maps)
+    figure, (scatter, *heats) = pyplot.subplots(
+        1, columns, figsize=(4.5 * columns, 4.5), layout="constrained"
+    )
     scatter.scatter(*points.T.numpy(), s=2, linewidths=0)
     scatter.set(title="samples", xlim=box[:2], ylim=box[2:], aspect="equal")
-    heat.imshow(density.numpy(), origin="lower", extent=box, cmap="magma", interpolation="nearest")
-    heat.set(title="density")
+    brightest = None if target is None else float(maps["target"].exp().max())
+    for heat, (title, values) in zip(heats, maps.items(), strict=True):
+        # rows are the second coordinate
+        density = values.exp().nan_to_num(0.0, 0.0, 0.0).view(cells, cells).T
+        heat.imshow(
+            density.numpy(),
+            origin="lower",
+            extent=box,
+            cmap="magma",
+            interpolation="nearest",
+            vmin=None if brightest is None else 0.0,
+            vmax=brightest,
+        )
+        heat.set(title=title)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, format="png")
@@ -114,3 +136,12 @@ def save_density(model: Any, samples: Tensor, path: Path, *, cells: int = 200) -
         raise RecipeError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
         pyplot.close(figure)
+
+
+def _middle(points: Tensor) -> tuple[Tensor, float]:
+    """Centre and half the side of a square that holds nearly all of the points."""
+    if not len(points):
+        return torch.zeros(2), 4.0
+    centre = points.median(dim=0).values
+    reach = torch.quantile((points - centre).abs().amax(dim=1), 0.99).item()
+    return centre, max(1e-3, 1.25 * reach)

@@ -8,15 +8,16 @@ import csv
 import io
 import os
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deepgen_ext.recipes import RecipeError, require
 
-__all__ = ["Meter", "MetricsFile"]
+__all__ = ["Meter", "MetricsFile", "Rows"]
 
 COLUMNS = (
     "step",
@@ -139,6 +140,44 @@ class Meter:
         elif step >= self._last_line + self._line_every or fraction >= 1:
             self._last_line = step
             self.say(text)
+
+
+class Rows:
+    """On a terminal a bar over the rows of images that are drawn pixel by pixel, in chunks."""
+
+    def __init__(self, console: Console | None, chunks: Sequence[int]) -> None:
+        self._chunks = list(chunks)
+        self._bar: Progress | None = None
+        if console is not None and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("row {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=None),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("rows", total=None, visible=False)
+
+    def __enter__(self) -> Rows:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def of(self, chunk: int) -> Callable[[int, int], None] | None:
+        """What a model calls with (rows done, rows in all) while it draws this chunk."""
+        if self._bar is None:
+            return None
+        bar, before = self._bar, self._chunks.index(chunk)
+
+        def on_row(done: int, rows: int) -> None:
+            total = rows * len(self._chunks)
+            bar.update(self._task, completed=before * rows + done, total=total, visible=True)
+
+        return on_row
 
 
 def _clock(seconds: float) -> str:

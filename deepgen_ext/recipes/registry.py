@@ -67,6 +67,36 @@ RECIPES: dict[str, Recipe] = {
         images_only=True,
         halvings=lambda levels: levels,
     ),
+    "pixelcnn": Recipe(
+        models.PixelCNN,
+        "PixelCNN (van den Oord et al. 2016): masked convolutions; --set gated=true for the gated one",
+        images_only=True,
+    ),
+    "pixelcnn++": Recipe(
+        models.PixelCNNPlusPlus,
+        "PixelCNN++ (Salimans et al. 2017): three resolutions, mixtures of discretised logistics",
+        images_only=True,
+    ),
+    "maf": Recipe(
+        models.MAF,
+        "MAF (Papamakarios et al. 2017): masked autoregressive flow; images flattened",
+    ),
+    "iaf": Recipe(
+        models.IAF,
+        "IAF (Kingma et al. 2016): inverse autoregressive flow; images flattened",
+    ),
+    "nsf": Recipe(
+        models.NeuralSplineFlow,
+        "Neural spline flow (Durkan et al. 2019): spline couplings; images flattened",
+    ),
+    "planar": Recipe(
+        models.PlanarFlow,
+        "Planar flows (Rezende & Mohamed 2015): for the energies u1 ... u4; images flattened",
+    ),
+    "radial": Recipe(
+        models.RadialFlow,
+        "Radial flows (Rezende & Mohamed 2015): for the energies u1 ... u4; images flattened",
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, checkpoint, registry
 from deepgen_ext.recipes.batches import batch_indices, batch_noise, generator_for
 from deepgen_ext.recipes.data import Dataset, load
+from deepgen_ext.recipes.energies import inverse_temperature, log_density, reverse_kl
 from deepgen_ext.recipes.metrics import evaluate
 from deepgen_ext.recipes.pictures import save_density, save_grid
 from deepgen_ext.recipes.processes import Step, Together, start_processes
@@ -22,6 +24,7 @@ from deepgen_ext.recipes.run import Settings, load_state, write_config
 
 __all__ = ["train"]
 
+TEMPERED_STEPS = 1000  # over which an energy rises to its full height
 TEST_SAMPLES = 512  # held-out samples scored while training; `deepgen evaluate` scores all of them
 
 
@@ -54,7 +57,8 @@ def train(
         batch, noise = _batch(settings, data, 0, slice(None), fabric.device)
         net.initialize(batch, noise=noise)
     adam = torch.optim.Adam(net.parameters(), lr=settings.learning_rate)
-    stepper, optimizer = fabric.setup(Step(net, recipe.step), adam)
+    step_of = recipe.step if data.energy is None else partial(_energy_step, data.energy)
+    stepper, optimizer = fabric.setup(Step(net, step_of), adam)
     if state is not None:
         adam.load_state_dict(state["optimizer"])
         fabric.strategy.precision.load_state_dict(state["precision"])
@@ -80,9 +84,8 @@ def train(
             metrics = MetricsFile(out, first_step=first, tensorboard=settings.tensorboard)
     size = sum(parameter.numel() for parameter in net.parameters())
     console.print(
-        f"{settings.model}, {size:,} parameters, on {data.name} ({len(data.train):,} samples of "
-        f"{'x'.join(map(str, data.shape))}), {fabric.world_size} x {fabric.device.type}, into "
-        f"{out}",
+        f"{settings.model}, {size:,} parameters, on {data.description}, {fabric.world_size} x "
+        f"{fabric.device.type}, into {out}",
         highlight=False,
         soft_wrap=True,
     )
@@ -161,13 +164,26 @@ def train(
 def _batch(
     settings: Settings, data: Dataset, step: int, part: slice, device: torch.device
 ) -> tuple[Tensor, Tensor | None]:
-    """The ``part`` of a step's batch, and of its dequantisation noise if the data are levels."""
+    """The ``part`` of a step's batch, and of its dequantisation noise if the data are levels.
+
+    For an energy: latents, and by how much it is tempered.
+    """
+    if data.energy is not None:
+        generator = generator_for(settings.seed, "latents", step)
+        latents = torch.randn((settings.batch_size, *data.shape), generator=generator)
+        beta = inverse_temperature(step, TEMPERED_STEPS)
+        return latents[part].to(device), torch.tensor(beta, device=device)
     indices = batch_indices(settings.seed, step, settings.batch_size, len(data.train))
     batch = data.train[indices[part]].to(device)
     if not data.is_image:
         return batch, None
     noise = batch_noise(settings.seed, step, (settings.batch_size, *data.shape))
     return batch, noise[part].to(device)
+
+
+def _energy_step(name: str, net: Any, latents: Tensor, beta: Tensor | None) -> Tensor:
+    """The loss of one batch for an energy: mean nats of KL(q||p), tempered by ``beta``."""
+    return reverse_kl(net, name, latents, 1.0 if beta is None else beta).mean()
 
 
 def _save(
@@ -228,7 +244,11 @@ def _draw(net: Any, data: Dataset, path: Path, seed: int) -> None:
     generator = torch.Generator(device).manual_seed(generator_for(seed, "samples").initial_seed())
     net.eval()
     if data.n_levels is None:
-        save_density(net, net.sample(4000, generator=generator), path)
+        target = None if data.energy is None else partial(log_density, data.energy)
+        save_density(net, net.sample(4000, generator=generator), path, target=target)
     else:
-        save_grid(quantize(net.sample(64, generator=generator), data.n_levels), data.n_levels, path)
+        samples = net.sample(64, generator=generator)
+        if samples.is_floating_point():
+            samples = quantize(samples, data.n_levels)
+        save_grid(samples, data.n_levels, path)
     net.train()

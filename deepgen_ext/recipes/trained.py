@@ -2,60 +2,119 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from deepgen_ext.models import PixelModel
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, data
+from deepgen_ext.recipes.energies import ENERGIES, log_density
 from deepgen_ext.recipes.metrics import evaluate, reconstruct
 from deepgen_ext.recipes.pictures import save_density, save_grid, save_reconstruction
+from deepgen_ext.recipes.progress import Rows
 from deepgen_ext.recipes.run import load_model
 
-__all__ = ["draw", "evaluate_run", "sample_run"]
+__all__ = ["METHODS", "draw", "evaluate_run", "sample_run", "save_numbers"]
+
+METHODS = ("incremental", "jacobi", "naive")
 
 
 @torch.no_grad()
 def draw(
-    model: torch.nn.Module, n: int, *, temperature: float, seed: int, chunk: int = 256
+    model: torch.nn.Module,
+    n: int,
+    *,
+    temperature: float,
+    seed: int,
+    chunk: int = 256,
+    n_levels: int | None = None,
+    console: Console | None = None,
+    **options: Any,
 ) -> Tensor:
     """``n`` samples on the CPU, drawn ``chunk`` at a time to bound the memory; the same seed gives
-    the same samples.
+    the same samples. Images as levels, uint8 or int64. ``options`` are the model's own.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    parts = [
-        model.sample(min(chunk, n - start), temperature=temperature, generator=generator).cpu()
-        for start in range(0, n, chunk)
-    ]
-    return torch.cat(parts)
+    parts = []
+    with Rows(console, range(0, n, chunk)) as rows:
+        for start in range(0, n, chunk):
+            if isinstance(model, PixelModel):
+                options["on_row"] = rows.of(start)
+            part = model.sample(
+                min(chunk, n - start), temperature=temperature, generator=generator, **options
+            )
+            parts.append(part.cpu())
+    samples = torch.cat(parts)
+    if n_levels is None:
+        return samples
+    if samples.is_floating_point():
+        return quantize(samples, n_levels)
+    return samples.to(torch.uint8 if n_levels <= 256 else torch.int64)
 
 
-def sample_run(run: Path, *, n: int, temperature: float, seed: int, out: Path, device: str) -> None:
+def sample_run(
+    run: Path,
+    *,
+    n: int,
+    temperature: float,
+    seed: int,
+    out: Path,
+    device: str,
+    method: str | None = None,
+    console: Console | None = None,
+) -> None:
     """Samples of the run's model as a picture (.png), or as numbers (.npy: uint8 levels, or float32
     vectors).
     """
-    model, _, _, shape, n_levels = load_model(run, device)
-    samples = draw(model, n, temperature=temperature, seed=seed)
+    model, settings, _, shape, n_levels = load_model(run, device)
+    options = {}
+    if method is not None:
+        if not isinstance(model, PixelModel):
+            raise RecipeError(
+                f"--method is a choice of autoregressive models: {settings.model} has one way"
+            )
+        if method not in METHODS:
+            raise RecipeError(f"--method must be one of {', '.join(METHODS)}; got '{method}'")
+        options["method"] = method
+    samples = draw(
+        model,
+        n,
+        temperature=temperature,
+        seed=seed,
+        n_levels=n_levels,
+        console=console,
+        **options,
+    )
     if out.suffix.lower() == ".npy":
-        values = samples if n_levels is None else quantize(samples, n_levels)
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            np.save(out, values.numpy())
-        except OSError as error:
-            raise RecipeError(f"{out}: cannot be written: {error.strerror or error}") from None
+        save_numbers(samples, out)
     elif n_levels is not None:
-        save_grid(quantize(samples, n_levels), n_levels, out)
+        save_grid(samples, n_levels, out)
     elif shape == (2,):
-        save_density(model, samples, out)
+        is_energy = settings.data in ENERGIES
+        target = functools.partial(log_density, settings.data) if is_energy else None
+        save_density(model, samples, out, target=target)
     else:
         raise RecipeError(
             f"vectors of {shape[0]} numbers cannot be drawn: give --out a name that ends in .npy"
         )
+
+
+def save_numbers(samples: Tensor, out: Path) -> None:
+    """A .npy file."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.save(out, samples.numpy())
+    except OSError as error:
+        raise RecipeError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def evaluate_run(
@@ -76,13 +135,21 @@ def evaluate_run(
         )
     samples = dataset.test if split == "test" else dataset.train
     result = evaluate(model, samples, n_levels=n_levels, seed=seed)
-    some = samples[:256]
-    x, rebuilt = reconstruct(model, some, n_levels=n_levels, seed=seed)
-    error = (rebuilt - x).abs()
-    if picture is not None:
-        if n_levels is None:
-            raise RecipeError("--picture shows images, and these data are vectors")
-        save_reconstruction(some[:10], quantize(rebuilt[:10], n_levels), n_levels, picture)
+    reconstruction = "none: the model has no latents"
+    if isinstance(model, PixelModel):
+        if picture is not None:
+            raise RecipeError(f"--picture shows reconstructions, and {settings.model} has none")
+    else:
+        some = samples[:256]
+        x, rebuilt = reconstruct(model, some, n_levels=n_levels, seed=seed)
+        error = (rebuilt - x).abs()
+        reconstruction = (
+            f"|inverse(forward(x)) - x|: mean {error.mean():.1e}, largest {error.max():.1e}"
+        )
+        if picture is not None:
+            if n_levels is None:
+                raise RecipeError("--picture shows images, and these data are vectors")
+            save_reconstruction(some[:10], quantize(rebuilt[:10], n_levels), n_levels, picture)
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -98,8 +165,5 @@ def evaluate_run(
     )
     table.add_row(result.unit, f"{result.mean:.4f}{spread}")
     table.add_row("dequantisation", result.dequantisation)
-    table.add_row(
-        "reconstruction",
-        f"|inverse(forward(x)) - x|: mean {error.mean():.1e}, largest {error.max():.1e}",
-    )
+    table.add_row("reconstruction", reconstruction)
     return table

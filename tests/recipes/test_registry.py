@@ -11,7 +11,15 @@ from deepgen_ext.recipes import RecipeError, registry
 @pytest.mark.parametrize("name", sorted(registry.RECIPES))
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 def test_every_model_has_defaults_for_the_usual_images(name: str, shape: tuple[int, ...]) -> None:
-    small = {"hidden_channels": 4} if name in ("glow", "realnvp") else {}
+    small = {
+        "glow": {"hidden_channels": 4},
+        "realnvp": {"hidden_channels": 4},
+        "pixelcnn": {"layers": 2, "channels": 6},
+        "pixelcnn++": {"resnets": 1, "filters": 8},
+        "maf": {"hidden_features": (8,), "transforms": 2},
+        "iaf": {"hidden_features": (8,), "transforms": 2},
+        "nsf": {"hidden_features": 8, "transforms": 2},
+    }.get(name, {})
     model = registry.build(name, shape, 17, small)
     batch = torch.randint(0, 17, (2, *shape), generator=torch.Generator().manual_seed(0))
     assert model.loss(batch, noise=torch.zeros(batch.shape)).isfinite()
