@@ -58,7 +58,7 @@ def is_installed(peer: str) -> bool:
     return importlib.util.find_spec(peer) is not None
 
 
-def _each(makers: dict[str, Callable[..., Any]], *arguments: Any) -> Iterator[Any]:
+def each(makers: dict[str, Callable[..., Any]], *arguments: Any) -> Iterator[Any]:
     for peer, make in makers.items():
         yield make(*arguments) if is_installed(peer) else NotInstalled(peer)
 
@@ -72,7 +72,7 @@ def couplings(scale_map: str, sample_shape: tuple[int, ...]) -> Iterator[Couplin
         makers["FrEIA"] = _freia_coupling
     if scale_map == "exp":
         makers["zuko"] = _zuko_coupling
-    return _each(makers, scale_map, sample_shape)
+    return each(makers, scale_map, sample_shape)
 
 
 def _nflows_coupling(scale_map: str, sample_shape: tuple[int, ...]) -> Coupling:
@@ -163,7 +163,7 @@ def channel_affines(
 ) -> Iterator[ChannelAffine | NotInstalled]:
     """The peers' ActNorm layers over (n, *sample_shape), with these parameters."""
     makers = {"nflows": _nflows_actnorm, "normflows": _normflows_actnorm, "FrEIA": _freia_actnorm}
-    return _each(makers, sample_shape, log_scale, shift)
+    return each(makers, sample_shape, log_scale, shift)
 
 
 def _nflows_actnorm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what imports torch is imported in `main`, after the threads are set
-    from benchmarks.harness import Curve, Result, Setting
+    from benchmarks.harness import Curve, Entry, Result, Setting
 
 WIDTH = 100
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,18 +35,33 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         "--budget", type=float, default=5.0, help="seconds of timing an entry (default: 5)"
     )
     parser.add_argument("--tiny", action="store_true", help="small shapes: do the entries run?")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/DEVICE.*")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="write benchmarks/results/DEVICE.*, with --filter WORD DEVICE-WORD.*",
+    )
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="a saved .json to hold against"
     )
     options = parser.parse_args(given)
-    if options.save and (options.tiny or options.filter):
-        parser.error("--save keeps what a whole run has measured: not with --tiny or --filter")
+    if options.save and options.tiny:
+        parser.error("--save keeps figures, and tiny shapes give none")
     if options.threads < 1:
         parser.error(f"--threads: expected 1 or more, got {options.threads}")
     if options.compare and not options.compare.is_file():
         parser.error(f"--compare: there is no file {options.compare}")
     return options
+
+
+def all_entries() -> list[Entry]:
+    """Of every op and of the models."""
+    ops = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[!_]*.py"))
+    modules = [*(f"ops.{op}" for op in ops), "models", "autoregressive_flows"]
+    return [
+        entry
+        for module in modules
+        for entry in importlib.import_module(f"benchmarks.{module}").ENTRIES
+    ]
 
 
 def main(given: list[str] | None = None) -> int:
@@ -57,14 +73,13 @@ def main(given: list[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks import harness, models
-    from benchmarks.ops import affine_coupling, channel_affine
+    from benchmarks import harness
 
     torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("--device cuda: torch sees no CUDA device", file=sys.stderr)
         return 2
-    entries = [*affine_coupling.ENTRIES, *channel_affine.ENTRIES, *models.ENTRIES]
+    entries = all_entries()
     chosen = [entry for entry in entries if options.filter in entry.name]
     if not chosen or options.list:
         if not chosen:
@@ -85,7 +100,7 @@ def main(given: list[str] | None = None) -> int:
 
     record = as_record(about, results)
     if options.save:
-        for path in save(record, results, ROOT / "benchmarks" / "results"):
+        for path in save(record, results, ROOT / "benchmarks" / "results", options.filter):
             print(f"wrote {path.relative_to(ROOT)}")
     failures = [
         f"{name}: {row.name}: {row.refused}"
@@ -224,12 +239,12 @@ def _entry(result: Result | Curve) -> dict[str, Any]:
 
 
 def save(
-    record: dict[str, Any], results: dict[str, Result | Curve], folder: Path
+    record: dict[str, Any], results: dict[str, Result | Curve], folder: Path, part: str = ""
 ) -> tuple[Path, Path]:
-    """Write FOLDER/DEVICE.json and .md."""
+    """Write FOLDER/DEVICE.json and .md; of a part of the entries FOLDER/DEVICE-PART.*."""
     about = record["about"]
     folder.mkdir(parents=True, exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    slug = re.sub(r"[^a-z0-9]+", "-", f"{about['device']} {part}".lower()).strip("-")
     if about["dtype"] != "float32":
         slug += f"-{about['dtype']}"
     figures, text = folder / f"{slug}.json", folder / f"{slug}.md"

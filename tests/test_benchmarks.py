@@ -11,11 +11,10 @@ import torch
 
 from benchmarks import harness, models, peers, run
 from benchmarks.harness import Case, Curve, Entry, Result, Rival, Row, Setting, Summary
-from benchmarks.ops import affine_coupling, channel_affine
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Setting(tiny=True, budget=0.0)
-ENTRIES = [*affine_coupling.ENTRIES, *channel_affine.ENTRIES, *models.ENTRIES]
+ENTRIES = run.all_entries()
 ABOUT = {"device": "A chip (R) 9", "device_type": "cpu", "threads": 2, "dtype": "float32"}
 ABOUT |= {"torch": "2", "commit": "abc", "date": "2020-01-01", "tiny": False}
 
@@ -201,4 +200,4 @@ def test_only_peers_imports_peers():
         for path in (ROOT / folder).rglob("*.py")
         if any(f"import {n}" in path.read_text() or f"from {n}" in path.read_text() for n in names)
     ]
-    assert found == ["peers.py"]
+    assert set(found) == {"chain_peers.py", "masked_peers.py", "peers.py", "spline_peers.py"}
