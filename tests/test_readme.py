@@ -72,7 +72,7 @@ def test_commands_exist():
 
     from deepgen_ext.cli import app
 
-    for command in set(re.findall(r"^deepgen (\w+)", README, re.M)):
+    for command in set(re.findall(r"^deepgen ([\w-]+)", README, re.M)):
         assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0, command
     targets = set(re.findall(r"^make (\w+)", README, re.M))
     makefile = (ROOT / "Makefile").read_text()

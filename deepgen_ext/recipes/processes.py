@@ -7,12 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deepgen_ext.recipes import RecipeError, require
 from deepgen_ext.recipes.run import PRECISIONS, Settings
 
-__all__ = ["Step", "Together", "start_processes"]
+__all__ = ["Step", "Together", "start_processes", "stop_processes"]
 
 
 def start_processes(settings: Settings) -> Any:
@@ -41,6 +42,15 @@ def start_processes(settings: Settings) -> Any:
             f"be divisible by their number, {fabric.world_size}"
         )
     return fabric
+
+
+def stop_processes(fabric: Any) -> None:
+    """Take leave of the others. Left to the interpreter's exit, the threads of their connection have
+    been seen to end the process with an abort.
+    """
+    if fabric.world_size > 1 and torch.distributed.is_initialized():
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
 
 
 class Step(nn.Module):

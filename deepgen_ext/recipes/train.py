@@ -18,7 +18,7 @@ from deepgen_ext.recipes.data import Dataset, load
 from deepgen_ext.recipes.energies import inverse_temperature, log_density, reverse_kl
 from deepgen_ext.recipes.metrics import evaluate
 from deepgen_ext.recipes.pictures import save_density, save_grid
-from deepgen_ext.recipes.processes import Step, Together, start_processes
+from deepgen_ext.recipes.processes import Step, Together, start_processes, stop_processes
 from deepgen_ext.recipes.progress import Meter, MetricsFile
 from deepgen_ext.recipes.run import Settings, load_state, write_config
 
@@ -158,6 +158,7 @@ def train(
                 break
     if metrics is not None:
         metrics.close()
+    stop_processes(fabric)
     return net
 
 
