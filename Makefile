@@ -64,7 +64,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*) setup.py pyproject.toml
 build: $(VENV)/.built
 
 $(VENV)/.built: $(SOURCES) | $(VENV)/.tools
-	@echo "Compiling deepgen_ext (about a minute the first time)."
+	@echo "Compiling deepgen_ext (a few minutes the first time)."
 	@$(RUN) -m pip install --quiet --no-build-isolation --editable ".[$(EXTRAS)]" || { \
 	  echo "deepgen_ext: trying again without the optional packages, which cannot be installed here."; \
 	  $(RUN) -m pip install --quiet --no-build-isolation --no-deps --editable .; }
