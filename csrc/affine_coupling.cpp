@@ -6,9 +6,7 @@
 #include <ATen/ops/empty.h>
 
 #include "glue.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
+#include "gradient.h"
 
 namespace deepgen {
 namespace {
@@ -137,43 +135,27 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// Keeps x (for the inverse its result: the kernel wants the argument of s) and raw_scale.
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& raw_scale,
-                               const Tensor& shift, const OptionalTensor& mask,
-                               std::string_view scale_map, double clamp, bool inverse) {
-    static const auto op = registered_op<decltype(affine_coupling)>("deepgen_ext::affine_coupling");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [y, log_det] = op.call(x, raw_scale, shift, mask, scale_map, clamp, inverse);
-    context->save_for_backward({inverse ? y : x, raw_scale, mask.value_or(Tensor())});
-    context->saved_data["scale_map"] = std::string(scale_map);
-    context->saved_data["clamp"] = clamp;
-    context->saved_data["inverse"] = inverse;
-    return {y, log_det};
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op =
-        registered_op<decltype(affine_coupling_backward)>("deepgen_ext::affine_coupling_backward");
-    const UnlessDifferentiatedAgain below_autograd;
-    const variable_list saved = context->get_saved_variables();
-    const OptionalTensor mask = saved[2].defined() ? OptionalTensor(saved[2]) : std::nullopt;
-    const auto result =
-        op.call(gradients[0], gradients[1], saved[0], saved[1], mask,
-                context->saved_data["scale_map"].toStringView(),
-                context->saved_data["clamp"].toDouble(), context->saved_data["inverse"].toBool());
-    const Tensor& by_shift = result.size() == 3 ? result[2] : gradients[0];
-    return {result[0], result[1], by_shift, Tensor(), Tensor(), Tensor(), Tensor()};
-  }
-};
-
 std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& raw_scale,
                                           const Tensor& shift, const OptionalTensor& mask,
                                           std::string_view scale_map, double clamp, bool inverse) {
-  const auto outputs = Differentiable::apply(x, raw_scale, shift, mask, scale_map, clamp, inverse);
+  static const auto op = registered_op<decltype(affine_coupling)>("deepgen_ext::affine_coupling");
+  static const auto backward_op =
+      registered_op<decltype(affine_coupling_backward)>("deepgen_ext::affine_coupling_backward");
+  const auto outputs = with_gradient(
+      {x, raw_scale, shift},
+      [&]() -> Evaluated {
+        auto [y, log_det] = op.call(x, raw_scale, shift, mask, scale_map, clamp, inverse);
+        // The gradient's kernel wants the argument of s: of the inverse, its result.
+        return {{y, log_det}, {inverse ? y : x, raw_scale, mask.value_or(Tensor())}};
+      },
+      [scale_map = std::string(scale_map), clamp, inverse](const Cotangents& given) {
+        const Tensor& mask = given.saved[2];
+        auto result = backward_op.call(
+            given.gradients[0], given.gradients[1], given.saved[0], given.saved[1],
+            mask.defined() ? OptionalTensor(mask) : std::nullopt, scale_map, clamp, inverse);
+        if (result.size() == 2) result.push_back(given.gradients[0]);
+        return result;
+      });
   return {outputs[0], outputs[1]};
 }
 #endif

@@ -6,9 +6,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "glue.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
+#include "gradient.h"
 
 namespace deepgen {
 namespace {
@@ -141,35 +139,22 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// Keeps x (for the inverse its result) and log_scale.
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& log_scale,
-                               const Tensor& shift, bool inverse) {
-    static const auto op = registered_op<decltype(channel_affine)>("deepgen_ext::channel_affine");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [y, log_det] = op.call(x, log_scale, shift, inverse);
-    context->save_for_backward({inverse ? y : x, log_scale});
-    context->saved_data["inverse"] = inverse;
-    return {y, log_det};
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op =
-        registered_op<decltype(channel_affine_backward)>("deepgen_ext::channel_affine_backward");
-    const UnlessDifferentiatedAgain below_autograd;
-    const variable_list saved = context->get_saved_variables();
-    auto [by_x, by_log_scale, by_shift] = op.call(gradients[0], gradients[1], saved[0], saved[1],
-                                                  context->saved_data["inverse"].toBool());
-    return {by_x, by_log_scale, by_shift, Tensor()};
-  }
-};
-
 std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& log_scale,
                                           const Tensor& shift, bool inverse) {
-  const auto outputs = Differentiable::apply(x, log_scale, shift, inverse);
+  static const auto op = registered_op<decltype(channel_affine)>("deepgen_ext::channel_affine");
+  static const auto backward_op =
+      registered_op<decltype(channel_affine_backward)>("deepgen_ext::channel_affine_backward");
+  const auto outputs = with_gradient(
+      {x, log_scale, shift},
+      [&]() -> Evaluated {
+        auto [y, log_det] = op.call(x, log_scale, shift, inverse);
+        return {{y, log_det}, {inverse ? y : x, log_scale}};
+      },
+      [inverse](const Cotangents& given) -> std::vector<Tensor> {
+        auto [by_x, by_log_scale, by_shift] = backward_op.call(
+            given.gradients[0], given.gradients[1], given.saved[0], given.saved[1], inverse);
+        return {by_x, by_log_scale, by_shift};
+      });
   return {outputs[0], outputs[1]};
 }
 #endif

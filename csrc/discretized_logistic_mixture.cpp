@@ -8,9 +8,7 @@
 #include <cmath>
 
 #include "glue.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
+#include "gradient.h"
 
 namespace deepgen {
 namespace {
@@ -128,36 +126,21 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// Keeps parameters and levels.
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static Tensor forward(AutogradContext* context, const Tensor& parameters, const Tensor& levels,
-                        int64_t n_levels, int64_t mixtures) {
-    static const auto op = registered_op<decltype(discretized_logistic_mixture)>(
-        "deepgen_ext::discretized_logistic_mixture");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    context->save_for_backward({parameters, levels});
-    context->saved_data["n_levels"] = n_levels;
-    context->saved_data["mixtures"] = mixtures;
-    return op.call(parameters, levels, n_levels, mixtures);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op = registered_op<decltype(discretized_logistic_mixture_backward)>(
-        "deepgen_ext::discretized_logistic_mixture_backward");
-    const UnlessDifferentiatedAgain below_autograd;
-    const variable_list saved = context->get_saved_variables();
-    return {op.call(gradients[0], saved[0], saved[1], context->saved_data["n_levels"].toInt(),
-                    context->saved_data["mixtures"].toInt()),
-            Tensor(), Tensor(), Tensor()};
-  }
-};
-
 Tensor differentiable(const Tensor& parameters, const Tensor& levels, int64_t n_levels,
                       int64_t mixtures) {
-  return Differentiable::apply(parameters, levels, n_levels, mixtures);
+  static const auto op = registered_op<decltype(discretized_logistic_mixture)>(
+      "deepgen_ext::discretized_logistic_mixture");
+  static const auto backward_op = registered_op<decltype(discretized_logistic_mixture_backward)>(
+      "deepgen_ext::discretized_logistic_mixture_backward");
+  return with_gradient(
+      {parameters},
+      [&]() -> Evaluated {
+        return {{op.call(parameters, levels, n_levels, mixtures)}, {parameters, levels}};
+      },
+      [n_levels, mixtures](const Cotangents& given) -> std::vector<Tensor> {
+        return {backward_op.call(given.gradients[0], given.saved[0], given.saved[1], n_levels,
+                                 mixtures)};
+      })[0];
 }
 #endif
 

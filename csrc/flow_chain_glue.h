@@ -7,9 +7,7 @@
 
 #include "flow_chain.h"
 #include "glue.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
+#include "gradient.h"
 
 namespace deepgen {
 
@@ -88,35 +86,25 @@ std::tuple<at::Tensor, at::Tensor> flow_chain_backward(const at::Tensor& grad_ou
 }
 
 #ifndef DEEPGEN_EMULATED
-// Keeps z and the parameters: states are recomputed.
 template <class Chain>
-struct DifferentiableChain : torch::autograd::Function<DifferentiableChain<Chain>> {
-  using Context = torch::autograd::AutogradContext;
-  using Tensors = torch::autograd::variable_list;
-
-  static Tensors forward(Context* context, const at::Tensor& z, const at::Tensor& parameters) {
-    static const auto op = registered_op<decltype(flow_chain<Chain>)>(Chain::name);
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [output, log_det] = op.call(z, parameters);
-    context->save_for_backward({z, parameters});
-    return {output, log_det};
-  }
-
-  static Tensors backward(Context* context, const Tensors& gradients) {
-    static const auto op =
-        registered_op<decltype(flow_chain_backward<Chain>)>(Chain::backward_name);
-    const UnlessDifferentiatedAgain below_autograd;
-    const Tensors saved = context->get_saved_variables();
-    auto [by_z, by_parameters] = op.call(gradients[0], gradients[1], saved[0], saved[1]);
-    return {by_z, by_parameters};
-  }
-
-  static std::tuple<at::Tensor, at::Tensor> call(const at::Tensor& z,
-                                                 const at::Tensor& parameters) {
-    const auto outputs = DifferentiableChain::apply(z, parameters);
-    return {outputs[0], outputs[1]};
-  }
-};
+std::tuple<at::Tensor, at::Tensor> differentiable_chain(const at::Tensor& z,
+                                                        const at::Tensor& parameters) {
+  static const auto op = registered_op<decltype(flow_chain<Chain>)>(Chain::name);
+  static const auto backward_op =
+      registered_op<decltype(flow_chain_backward<Chain>)>(Chain::backward_name);
+  const auto outputs = with_gradient(
+      {z, parameters},
+      [&]() -> Evaluated {
+        auto [output, log_det] = op.call(z, parameters);
+        return {{output, log_det}, {z, parameters}};  // the states between are recomputed
+      },
+      [](const Cotangents& given) -> std::vector<at::Tensor> {
+        auto [by_z, by_parameters] = backward_op.call(given.gradients[0], given.gradients[1],
+                                                      given.saved[0], given.saved[1]);
+        return {by_z, by_parameters};
+      });
+  return {outputs[0], outputs[1]};
+}
 #endif
 
 }  // namespace deepgen

@@ -7,10 +7,8 @@
 #include <array>
 
 #include "glue.h"
+#include "gradient.h"
 #include "vendor_convolution.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
 
 namespace deepgen {
 namespace {
@@ -162,47 +160,25 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
-                        const OptionalTensor& bias, std::string_view mask_type,
-                        int64_t groups_in_order, int64_t dilation) {
-    static const auto op = registered_op<decltype(masked_conv2d)>("deepgen_ext::masked_conv2d");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    context->save_for_backward({x, weight});
-    context->saved_data["mask_type"] = std::string(mask_type);
-    context->saved_data["groups_in_order"] = groups_in_order;
-    context->saved_data["dilation"] = dilation;
-    context->saved_data["has_bias"] = bias.has_value();
-    return op.call(x, weight, bias, mask_type, groups_in_order, dilation);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op =
-        registered_op<decltype(masked_conv2d_backward)>("deepgen_ext::masked_conv2d_backward");
-    const UnlessDifferentiatedAgain below_autograd;
-    const variable_list saved = context->get_saved_variables();
-    const bool has_bias = context->saved_data["has_bias"].toBool();
-    const std::array<bool, 3> wanted = {context->needs_input_grad(0), context->needs_input_grad(1),
-                                        has_bias && context->needs_input_grad(2)};
-    auto [by_x, by_weight, by_bias] =
-        op.call(gradients[0], saved[0], saved[1], context->saved_data["mask_type"].toStringView(),
-                context->saved_data["groups_in_order"].toInt(),
-                context->saved_data["dilation"].toInt(), wanted);
-    return {wanted[0] ? by_x : Tensor(),
-            wanted[1] ? by_weight : Tensor(),
-            wanted[2] ? by_bias : Tensor(),
-            Tensor(),
-            Tensor(),
-            Tensor()};
-  }
-};
-
 Tensor differentiable(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                       std::string_view mask_type, int64_t groups_in_order, int64_t dilation) {
-  return Differentiable::apply(x, weight, bias, mask_type, groups_in_order, dilation);
+  static const auto op = registered_op<decltype(masked_conv2d)>("deepgen_ext::masked_conv2d");
+  static const auto backward_op =
+      registered_op<decltype(masked_conv2d_backward)>("deepgen_ext::masked_conv2d_backward");
+  return with_gradient(
+      {x, weight, bias.value_or(Tensor())},
+      [&]() -> Evaluated {
+        return {{op.call(x, weight, bias, mask_type, groups_in_order, dilation)}, {x, weight}};
+      },
+      [mask_type = std::string(mask_type), groups_in_order,
+       dilation](const Cotangents& given) -> std::vector<Tensor> {
+        const auto& wanted = given.wanted;
+        auto [by_x, by_weight, by_bias] =
+            backward_op.call(given.gradients[0], given.saved[0], given.saved[1], mask_type,
+                             groups_in_order, dilation, {wanted[0], wanted[1], wanted[2]});
+        return {wanted[0] ? by_x : Tensor(), wanted[1] ? by_weight : Tensor(),
+                wanted[2] ? by_bias : Tensor()};
+      })[0];
 }
 #endif
 

@@ -25,6 +25,6 @@ void implement(torch::Library& library) {
 }  // namespace
 
 DEEPGEN_REGISTER(implement)
-DEEPGEN_REGISTER_AUTOGRAD("planar_chain", DifferentiableChain<PlanarChain>::call)
+DEEPGEN_REGISTER_AUTOGRAD("planar_chain", differentiable_chain<PlanarChain>)
 
 }  // namespace deepgen

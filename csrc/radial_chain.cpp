@@ -25,6 +25,6 @@ void implement(torch::Library& library) {
 }  // namespace
 
 DEEPGEN_REGISTER(implement)
-DEEPGEN_REGISTER_AUTOGRAD("radial_chain", DifferentiableChain<RadialChain>::call)
+DEEPGEN_REGISTER_AUTOGRAD("radial_chain", differentiable_chain<RadialChain>)
 
 }  // namespace deepgen

@@ -5,9 +5,7 @@
 #include <ATen/ops/empty.h>
 
 #include "glue.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
+#include "gradient.h"
 
 namespace deepgen {
 namespace {
@@ -147,51 +145,31 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// Keeps the inputs. The inverse is solved again in the backward pass: from its result, rounded to a
-// half type, another bin might come out.
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static variable_list forward(AutogradContext* context, const Tensor& x, const Tensor& widths,
-                               const Tensor& heights, const Tensor& derivatives, bool inverse,
-                               double bound, double min_bin_width, double min_bin_height,
-                               double min_derivative) {
-    static const auto op = registered_op<decltype(rational_quadratic_spline)>(
-        "deepgen_ext::rational_quadratic_spline");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [y, log_det] = op.call(x, widths, heights, derivatives, inverse, bound, min_bin_width,
-                                min_bin_height, min_derivative);
-    context->save_for_backward({x, widths, heights, derivatives});
-    context->saved_data["inverse"] = inverse;
-    context->saved_data["bound"] = bound;
-    context->saved_data["min_bin_width"] = min_bin_width;
-    context->saved_data["min_bin_height"] = min_bin_height;
-    context->saved_data["min_derivative"] = min_derivative;
-    return {y, log_det};
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op = registered_op<decltype(rational_quadratic_spline_backward)>(
-        "deepgen_ext::rational_quadratic_spline_backward");
-    const UnlessDifferentiatedAgain below_autograd;
-    const variable_list saved = context->get_saved_variables();
-    const auto number = [&](const char* name) { return context->saved_data[name].toDouble(); };
-    auto [by_x, by_widths, by_heights, by_derivatives] =
-        op.call(gradients[0], gradients[1], saved[0], saved[1], saved[2], saved[3],
-                context->saved_data["inverse"].toBool(), number("bound"), number("min_bin_width"),
-                number("min_bin_height"), number("min_derivative"));
-    return {by_x,     by_widths, by_heights, by_derivatives, Tensor(),
-            Tensor(), Tensor(),  Tensor(),   Tensor()};
-  }
-};
-
 std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& widths,
                                           const Tensor& heights, const Tensor& derivatives,
                                           bool inverse, double bound, double min_bin_width,
                                           double min_bin_height, double min_derivative) {
-  const auto outputs = Differentiable::apply(x, widths, heights, derivatives, inverse, bound,
-                                             min_bin_width, min_bin_height, min_derivative);
+  static const auto op =
+      registered_op<decltype(rational_quadratic_spline)>("deepgen_ext::rational_quadratic_spline");
+  static const auto backward_op = registered_op<decltype(rational_quadratic_spline_backward)>(
+      "deepgen_ext::rational_quadratic_spline_backward");
+  const auto outputs = with_gradient(
+      {x, widths, heights, derivatives},
+      [&]() -> Evaluated {
+        auto [y, log_det] = op.call(x, widths, heights, derivatives, inverse, bound, min_bin_width,
+                                    min_bin_height, min_derivative);
+        // The inverse is solved again in the backward pass: from its result, rounded to a half
+        // type, another bin might come out.
+        return {{y, log_det}, {x, widths, heights, derivatives}};
+      },
+      [inverse, bound, min_bin_width, min_bin_height,
+       min_derivative](const Cotangents& given) -> std::vector<Tensor> {
+        const auto& saved = given.saved;
+        auto [by_x, by_widths, by_heights, by_derivatives] = backward_op.call(
+            given.gradients[0], given.gradients[1], saved[0], saved[1], saved[2], saved[3], inverse,
+            bound, min_bin_width, min_bin_height, min_derivative);
+        return {by_x, by_widths, by_heights, by_derivatives};
+      });
   return {outputs[0], outputs[1]};
 }
 #endif

@@ -102,6 +102,7 @@ SHARED_HEADERS = {
     "flow_chain",
     "flow_chain_glue",
     "glue",
+    "gradient",
     "host_device",
     "operand",
     "rational_quadratic_spline_gradient",

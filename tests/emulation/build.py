@@ -146,7 +146,11 @@ def _run(command: list[str], target: Path) -> Path:
 def default_sources() -> list[Path]:
     """The glue and the CUDA kernels, without the CPU kernels and the Python module."""
     csrc = ROOT / "csrc"
-    glue = [p for p in sorted(csrc.glob("*.cpp")) if p.name != "python_bindings.cpp"]
+    glue = [
+        p
+        for p in sorted(csrc.glob("*.cpp"))
+        if p.name not in {"python_bindings.cpp", "gradient.cpp"}
+    ]
     return glue + sorted((csrc / "cuda").glob("*.cu"))
 
 
