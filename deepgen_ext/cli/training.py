@@ -30,9 +30,9 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|PATH",
-            help="digits, fashion-mnist, two-moons, circles, checkerboard, 8-gaussians, spirals; "
-            "u1, u2, u3, u4: energies, fitted by reverse KL; or a folder of IDX files, of "
-            "CIFAR-10's python batches or of pictures; or a .npy/.npz file.",
+            help="digits, fashion-mnist, two-moons, circles (or rings), checkerboard, 8-gaussians, "
+            "spirals; u1, u2, u3, u4: energies, fitted by reverse KL; or a folder of IDX files, "
+            "of CIFAR-10's python batches or of pictures; or a .npy/.npz file.",
             show_default=False,
         ),
     ] = None,
@@ -111,7 +111,14 @@ def train(
 
 @app.command("energies-table")
 def energies_table(
-    steps: Annotated[int, typer.Option(min=1, help="Of each fit.")] = 4000,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of each fit.",
+            show_default="4000 of planar and radial, 1500 of iaf and coupling",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Fits of each kind.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 256,
     flow: Annotated[
@@ -134,23 +141,25 @@ def energies_table(
         int | None, typer.Option(min=1, help="Fits at a time.", show_default="one a core")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A .csv or .md to write too.", show_default=False)
+        list[Path] | None,
+        typer.Option(
+            help="A .csv, a row a fit, or a .md, the table; may be repeated. Fits that the .csv has "
+            "already are not run again.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Fit flows to the energies of Rezende & Mohamed, print KL(q||p) in nats.
 
     Mean and spread over seeds; log Z is from quadrature.
     """
-    if out is not None:
-        check_suffix(out, (".csv", ".md"))
-    from deepgen_ext.recipes.energies_table import plan_fits, run_fits, table_of, write_table
+    for path in out or ():
+        check_suffix(path, (".csv", ".md"))
+    from deepgen_ext.recipes.energies_table import fill_table
+    from deepgen_ext.recipes.energy_fits import plan_fits
 
     fits = plan_fits(flow, energy, length, seeds=seeds, steps=steps, batch_size=batch_size)
-    console = Console()
-    results = run_fits(fits, jobs=jobs, console=console)
-    console.print(table_of(results))
-    if out is not None:
-        write_table(results, out)
+    fill_table(fits, out or (), jobs=jobs, console=Console())
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ FASHION_MNIST = Path(
     "/usr/share/datasets/fashion-mnist"
 )  # where Debian's dataset-fashion-mnist puts it
 NAMES = ("digits", "fashion-mnist", *DENSITIES, *ENERGIES)
+OTHER_NAMES = {"rings": "circles"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Dataset:
     @property
     def description(self) -> str:
         if self.energy is not None:
-            return f"the energy {self.name}, by reverse KL"
+            return f"the energy {self.name}, by reverse KL (test: KL(p||q))"
         shape = "x".join(map(str, self.shape))
         return f"{self.name} ({len(self.train):,} samples of {shape})"
 
@@ -86,7 +87,7 @@ def load(data: str, *, size: int | None = None) -> Dataset:
     """
     if size is not None and size < 1:
         raise RecipeError(f"--size must be at least 1, got {size}")
-    name = data.lower().replace("_", "-")
+    name = _name(data)
     if name in NAMES and size is not None:
         raise RecipeError(
             f"--size resizes a folder of pictures; the data '{name}' have their own size"
@@ -120,9 +121,15 @@ def load(data: str, *, size: int | None = None) -> Dataset:
 
 def resolve(data: str) -> str:
     """``data`` in the form in which a run remembers it: a name as it is, a path made absolute."""
-    name = data.lower().replace("_", "-")
+    name = _name(data)
     path = os.path.abspath(os.path.expanduser(data))
     return name if name in NAMES else path if os.path.exists(path) else data
+
+
+def _name(data: str) -> str:
+    """``data`` spelt as in NAMES, if it is a name at all."""
+    name = data.lower().replace("_", "-")
+    return OTHER_NAMES.get(name, name)
 
 
 def _hint(path: Path) -> str:

@@ -13,15 +13,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deepgen_ext.objectives import standard_normal_log_prob
 from deepgen_ext.recipes import RecipeError
 
 __all__ = [
     "ENERGIES",
+    "divergences",
     "energy",
     "inverse_temperature",
+    "leave_identity",
     "log_density",
     "log_normalizer",
     "reverse_kl",
@@ -102,12 +104,37 @@ def reverse_kl(model: Any, name: str, latents: Tensor, beta: float | Tensor = 1.
     return log_q + beta * energy(name, z) + log_normalizer(name)[0]
 
 
+@torch.no_grad()
+def divergences(model: Any, name: str, draws: Tensor) -> tuple[float, float]:
+    """KL(p||q) from ``draws`` of p (n, 2), and KL(q||p) from as many of q, in nats."""
+    like = next(model.parameters())
+    draws = draws.to(like)
+    forward = (log_density(name, draws) - model.log_prob(draws)).double()
+    latents = torch.randn(draws.shape, generator=torch.Generator().manual_seed(0)).to(like)
+    return forward.mean().item(), reverse_kl(model, name, latents).double().mean().item()
+
+
 def inverse_temperature(step: int, rise: int) -> float:
     """beta of a step: from 0.01 to 1 in ``rise`` steps, so that a flow finds all modes first.
 
     The paper's is min(1, 0.01 + step / 10000) of 500,000 steps.
     """
     return min(1.0, 0.01 + step / max(1, rise))
+
+
+@torch.no_grad()
+def leave_identity(model: nn.Module) -> None:
+    """Draw the weight matrices that start at zero, M of them, from N(0, 4 / (M fan_in)).
+
+    Where every net ends in zeros the flow starts as the identity and q as N(0, I). That is as
+    symmetric as U1, and there no gradient tells left from right: short flows stay at a round
+    Gaussian over the hole of U1's ring, 2.9 nats from p, for a thousand steps and more (one lobe
+    alone is 0.7 from p). A random start leaves that plateau. Likelihoods need none of it: data are
+    not as symmetric.
+    """
+    zeros = [p for p in model.parameters() if p.ndim == 2 and not p.any()]
+    for weight in zeros:
+        weight.normal_(std=2 / math.sqrt(weight.shape[1] * len(zeros)))
 
 
 @functools.cache

@@ -60,6 +60,8 @@ def test_eight_gaussians_and_circles_have_their_radii() -> None:
     assert abs(radius.mean() - 3.0) < 0.05
     assert 0.2 < radius.std() < 0.4
     radius = data.load("circles").train.norm(dim=1)
+    assert torch.equal(data.load("Rings").train, data.load("circles").train)
+    assert data.resolve("rings") == "circles"
     assert ((radius - 3).abs() < 1).float().mean() == pytest.approx(0.5, abs=0.05)
     assert ((radius - 1.5).abs() < 0.7).float().mean() == pytest.approx(0.5, abs=0.05)
 
