@@ -92,7 +92,7 @@ def save_density(
     """Samples ``(n, 2)`` of ``model`` beside a heat map of its density exp(log_prob).
 
     With ``target``, the log-density it was fitted to, a third map: of both on [-6, 6]^2 and one
-    scale of colours.
+    scale of colours, which ends at the target's peak.
     """
     require("matplotlib", "drawing a density").use("Agg")
     pyplot = require("matplotlib.pyplot", "drawing a density")
@@ -103,23 +103,25 @@ def save_density(
     axis = torch.linspace(-radius, radius, cells)
     grid = torch.cartesian_prod(axis, axis) + centre
     log_prob = model.log_prob(grid.to(parameter.device, parameter.dtype)).float().cpu()
-    maps = {"density": log_prob}
+    maps = {"density of the model": log_prob}
+    brightest = None
     if target is not None:
-        maps["target"] = target(grid)
+        maps["density of the target"] = target(grid)
+        brightest = float(target(grid).max().exp())
     left, bottom = (centre - radius).tolist()
     box = (left, left + 2 * radius, bottom, bottom + 2 * radius)
 
     columns = 1 + len(maps)
     figure, (scatter, *heats) = pyplot.subplots(
-        1, columns, figsize=(4.5 * columns, 4.5), layout="constrained"
+        1, columns, figsize=(4.5 * columns + 0.6, 4.8), layout="constrained"
     )
     scatter.scatter(*points.T.numpy(), s=2, linewidths=0)
-    scatter.set(title="samples", xlim=box[:2], ylim=box[2:], aspect="equal")
-    brightest = None if target is None else float(maps["target"].exp().max())
+    scatter.set(title=f"{len(points):,} samples", xlim=box[:2], ylim=box[2:], aspect="equal")
+    scatter.set(xlabel="$x_1$", ylabel="$x_2$")
     for heat, (title, values) in zip(heats, maps.items(), strict=True):
         # rows are the second coordinate
         density = values.exp().nan_to_num(0.0, 0.0, 0.0).view(cells, cells).T
-        heat.imshow(
+        image = heat.imshow(
             density.numpy(),
             origin="lower",
             extent=box,
@@ -128,7 +130,8 @@ def save_density(
             vmin=None if brightest is None else 0.0,
             vmax=brightest,
         )
-        heat.set(title=title)
+        heat.set(title=title, xlabel="$x_1$")
+    figure.colorbar(image, ax=heats, shrink=0.85, pad=0.02)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, format="png")

@@ -42,6 +42,7 @@ class Recipe:
         sides of an image.
         max_levels: the most levels that are chosen by default.
         settings: defaults of the loop, where they differ from those of `run.Settings`.
+        of_data: defaults of the model's options where it is fitted to data, and not to an energy.
         step: the loss of one batch, given the model, the batch and its dequantisation noise.
     """
 
@@ -51,8 +52,12 @@ class Recipe:
     halvings: Callable[[int], int] | None = None
     max_levels: int = 3
     settings: Mapping[str, Any] = field(default_factory=dict)
+    of_data: Mapping[str, Any] = field(default_factory=dict)
     step: Callable[[Any, Tensor, Tensor | None], Tensor] = likelihood_step
 
+
+# A planar or radial step has 2 D + 1 or D + 2 of them: it learns slowly, and bears long strides.
+_FEW_PARAMETERS = {"learning_rate": 5e-3, "batch_size": 256}
 
 RECIPES: dict[str, Recipe] = {
     "realnvp": Recipe(
@@ -92,10 +97,14 @@ RECIPES: dict[str, Recipe] = {
     "planar": Recipe(
         models.PlanarFlow,
         "Planar flows (Rezende & Mohamed 2015): for the energies u1 ... u4; images flattened",
+        settings=_FEW_PARAMETERS,
+        of_data={"act_norm": True},
     ),
     "radial": Recipe(
         models.RadialFlow,
         "Radial flows (Rezende & Mohamed 2015): for the energies u1 ... u4; images flattened",
+        settings=_FEW_PARAMETERS,
+        of_data={"act_norm": True},
     ),
 }
 
@@ -112,7 +121,13 @@ def recipe(name: str) -> Recipe:
         ) from None
 
 
-def build(name: str, shape: Shape, n_levels: int | None, options: Mapping[str, Any]) -> nn.Module:
+def build(
+    name: str,
+    shape: Shape,
+    n_levels: int | None,
+    options: Mapping[str, Any],
+    of_energy: bool = False,
+) -> nn.Module:
     """The model ``name`` for samples of ``shape``, with ``options`` over the defaults; errors
     become one sentence.
     """
@@ -130,7 +145,7 @@ def build(name: str, shape: Shape, n_levels: int | None, options: Mapping[str, A
             raise RecipeError(
                 f"{name} has no option '{option}'; its options are: {', '.join(known)}"
             )
-    arguments = dict(options)
+    arguments = {**({} if of_energy else found.of_data), **options}
     if n_levels is not None:
         arguments["n_levels"] = n_levels
     if found.halvings is not None and len(shape) == 3:

@@ -18,6 +18,7 @@ from torch import nn
 
 from deepgen_ext.recipes import RecipeError, checkpoint, registry
 from deepgen_ext.recipes.data import Dataset, resolve
+from deepgen_ext.recipes.energies import ENERGIES
 
 __all__ = ["PRECISIONS", "Settings", "load_model", "read_config", "settings_for", "write_config"]
 
@@ -192,7 +193,9 @@ def load_model(
         **{**config["settings"], "accelerator": "auto"}
     )  # it may have been trained on a GPU
     shape, n_levels = tuple(config["data"]["shape"]), config["data"]["n_levels"]
-    model = registry.build(settings.model, shape, n_levels, settings.options)
+    model = registry.build(
+        settings.model, shape, n_levels, settings.options, settings.data in ENERGIES
+    )
     state = checkpoint.load(out / "checkpoint.pt")
     load_state(model, state, settings, out / "checkpoint.pt")
     return model.to(device).eval(), settings, state["step"], shape, n_levels

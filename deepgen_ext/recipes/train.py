@@ -15,7 +15,12 @@ from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, checkpoint, registry
 from deepgen_ext.recipes.batches import batch_indices, batch_noise, generator_for
 from deepgen_ext.recipes.data import Dataset, load
-from deepgen_ext.recipes.energies import inverse_temperature, log_density, reverse_kl
+from deepgen_ext.recipes.energies import (
+    inverse_temperature,
+    leave_identity,
+    log_density,
+    reverse_kl,
+)
 from deepgen_ext.recipes.metrics import evaluate
 from deepgen_ext.recipes.pictures import save_density, save_grid
 from deepgen_ext.recipes.processes import Step, Together, start_processes, stop_processes
@@ -39,7 +44,11 @@ def train(
     recipe = registry.recipe(settings.model)
     data = load(settings.data, size=settings.size)
     torch.manual_seed(settings.seed)
-    net = registry.build(settings.model, data.shape, data.n_levels, settings.options)
+    net = registry.build(
+        settings.model, data.shape, data.n_levels, settings.options, data.energy is not None
+    )
+    if data.energy is not None:
+        leave_identity(net)
 
     fabric = start_processes(settings)
     chief = fabric.is_global_zero
@@ -134,7 +143,7 @@ def train(
             row = {
                 "step": step,
                 "epoch": step * settings.batch_size / len(data.train),
-                "train": fabric.all_reduce(loss.detach(), reduce_op="mean").item(),
+                "train": fabric.all_reduce(_shown(net, data, batch, loss), reduce_op="mean").item(),
                 "test": None,
                 "unit": data.unit,
                 "gradient_norm": norm.item(),
@@ -143,9 +152,7 @@ def train(
             }
             with Together(fabric):
                 if chief and (sampling or done):
-                    row["test"] = evaluate(
-                        net, data.test[:TEST_SAMPLES], n_levels=data.n_levels
-                    ).mean
+                    row["test"] = _score(net, data)
                     _draw(net, data, out / f"samples-{step:06d}.png", settings.seed)
                 if metrics is not None:
                     metrics.write(row)
@@ -185,6 +192,23 @@ def _batch(
 def _energy_step(name: str, net: Any, latents: Tensor, beta: Tensor | None) -> Tensor:
     """The loss of one batch for an energy: mean nats of KL(q||p), tempered by ``beta``."""
     return reverse_kl(net, name, latents, 1.0 if beta is None else beta).mean()
+
+
+def _shown(net: Any, data: Dataset, batch: Tensor, loss: Tensor) -> Tensor:
+    """The loss; for an energy that of its full height, which is KL(q||p)."""
+    if data.energy is None:
+        return loss.detach()
+    with torch.no_grad():
+        return _energy_step(data.energy, net, batch, None)
+
+
+def _score(net: Any, data: Dataset) -> float:
+    """Of held-out samples: the mean of -log q in bits/dim or nats; for an energy KL(p||q)."""
+    samples = data.test[:TEST_SAMPLES]
+    score = evaluate(net, samples, n_levels=data.n_levels).mean
+    if data.energy is None:
+        return score
+    return score + log_density(data.energy, samples).mean().item()
 
 
 def _save(

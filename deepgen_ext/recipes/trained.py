@@ -17,7 +17,7 @@ from torch import Tensor
 from deepgen_ext.models import PixelModel
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, data
-from deepgen_ext.recipes.energies import ENERGIES, log_density
+from deepgen_ext.recipes.energies import ENERGIES, divergences, log_density
 from deepgen_ext.recipes.metrics import evaluate, reconstruct
 from deepgen_ext.recipes.pictures import save_density, save_grid, save_reconstruction
 from deepgen_ext.recipes.progress import Rows
@@ -164,6 +164,11 @@ def evaluate_run(
         else f" +- {result.standard_error:.4f} (standard error)"
     )
     table.add_row(result.unit, f"{result.mean:.4f}{spread}")
+    if dataset.energy is not None:
+        forward, reverse = divergences(model, dataset.energy, samples)
+        table.add_row(
+            "KL(p||q), KL(q||p)", f"{forward:.4f}, {reverse:.4f} nats; p is {dataset.name}"
+        )
     table.add_row("dequantisation", result.dequantisation)
     table.add_row("reconstruction", reconstruction)
     return table

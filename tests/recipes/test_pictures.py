@@ -79,9 +79,13 @@ def test_density_is_drawn_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from matplotlib.axes import Axes
 
     drawn = []
-    monkeypatch.setattr(
-        Axes, "imshow", lambda self, image, **options: drawn.append((image, options))
-    )
+    imshow = Axes.imshow
+
+    def note(self: Axes, image: np.ndarray, **options: object) -> object:
+        drawn.append((image, options))
+        return imshow(self, image, **options)
+
+    monkeypatch.setattr(Axes, "imshow", note)
     generator = torch.Generator().manual_seed(0)
     near = 1.5 * torch.randn(2000, 2, generator=generator)  # the blob is not at their centre
     far = torch.tensor([[float("nan"), 0.0]])  # one broken sample does not spoil the picture

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from deepgen_ext.nn.transforms import ActNorm
 from deepgen_ext.recipes import RecipeError, checkpoint, registry
+from deepgen_ext.recipes.energies import divergences, sample_energy
 from deepgen_ext.recipes.run import Settings, load_model, read_config, settings_for
 from deepgen_ext.recipes.train import train
 
@@ -187,6 +190,34 @@ def test_vectors_train_with_a_loss_in_nats(tiny: Tiny, tmp_path: Path, screen: C
     train(settings, tmp_path, console=screen)
     assert "nats" in screen.file.getvalue()
     assert (tmp_path / "samples-000005.png").stat().st_size > 1000
+
+
+def test_an_energy_is_shown_as_its_two_divergences(
+    tiny: Tiny, tmp_path: Path, screen: Console
+) -> None:
+    """The loss is of a tempered energy at first, and below 0: no divergence."""
+    options = {"length": 4}
+    settings = tiny(model="planar", data="u2", options=options, max_steps=5, batch_size=512)
+    net = train(settings, tmp_path, console=screen).eval()
+    (row,) = _rows(tmp_path)
+    draws = sample_energy("u2", 20_000, torch.Generator().manual_seed(5))
+    expected = divergences(net, "u2", draws)
+    assert float(row["test"]) == pytest.approx(expected[0], abs=0.5)
+    assert float(row["train"]) == pytest.approx(expected[1], abs=0.5)
+    assert "by reverse KL (test: KL(p||q))" in screen.file.getvalue()
+    assert load_model(tmp_path)[0](draws[:4].float())[0][0].shape == (4, 2)
+
+
+def test_planar_flows_take_data_where_they_lie(tiny: Tiny, tmp_path: Path, screen: Console) -> None:
+    """Far from the origin a chain alone starts at 25 nats and more."""
+    np.save(tmp_path / "far.npy", 5 + np.random.default_rng(0).normal(size=(200, 2)))
+    settings = tiny(
+        model="planar", data=str(tmp_path / "far.npy"), options={"length": 2}, max_steps=5
+    )
+    net = train(settings, tmp_path / "run", console=screen)
+    assert float(_rows(tmp_path / "run")[-1]["test"]) < 6
+    assert load_model(tmp_path / "run")[0].sample(2).shape == (2, 2)
+    assert isinstance(net.transforms[0][0], ActNorm)
 
 
 @pytest.mark.parametrize(
