@@ -46,6 +46,11 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "masked_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, str mask_type, int "
       "groups_in_order, int dilation, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 
+  m.def("block_triangular_linear(Tensor x, Tensor weight, Tensor? bias, Tensor visible) -> Tensor");
+  m.def(
+      "block_triangular_linear_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor "
+      "visible, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
+
   m.def(
       "autoregressive_inverse(Tensor z, Tensor[] weights, Tensor[] biases, Tensor[] degrees, str "
       "element, str scale_map, float clamp, int n_bins, float bound, str activation, bool "

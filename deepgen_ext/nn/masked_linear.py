@@ -8,12 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block_triangular import (
-    GroupedLinear,
-    diagonal_blocks,
-    group_rows,
-    grouped_linear,
-)
+from deepgen_ext.ops import block_triangular_linear
+
+FEWEST_UNITS = 96  # of either side, for blocks in which products run at their full rate
 
 
 class MaskedLinear(nn.Linear):
@@ -23,11 +20,11 @@ class MaskedLinear(nn.Linear):
     (Germain et al., "MADE", 2015, arXiv:1502.03509). Weights outside of the mask start at zero,
     have zero gradients, and count as zero whatever is written to them.
 
-    Where the mask is a staircase (degrees sorted) of some size, products with its zeros are left
-    out on the CPU, in training too: see `block_triangular`. W o M is kept until the weight changes:
-    by an optimiser, load_state_dict, to() or any other in-place operation, which autograd's version
-    counter tells. Writing through `weight.data` is the one change that it cannot see: call
-    `forget_masked_weight()` (train() and eval() do) after it.
+    Where the mask is a staircase (degrees sorted) of some size, `ops.block_triangular_linear` leaves
+    out the products with its zeros on the CPU, in training too. Elsewhere W o M is kept until the
+    weight changes: by an optimiser, load_state_dict, to() or any other in-place operation, which
+    autograd's version counter tells. Writing through `weight.data` is the one change that it cannot
+    see: call `forget_masked_weight()` (train() and eval() do) after it.
 
     Args:
         in_features, out_features: as in nn.Linear.
@@ -61,34 +58,40 @@ class MaskedLinear(nn.Linear):
         super().__init__(in_features, out_features, bias)
         mask = mask.detach().cpu() != 0
         self.register_buffer("mask", mask, persistent=False)
-        self._groups = group_rows(mask)
-        self._masks: list[Tensor] | None = None
+        self._visible = _staircase(mask)
         self.forget_masked_weight()
         with torch.no_grad():
             self.weight.mul_(mask)
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         """x (..., in_features) -> (..., out_features); `addend`, of that shape, is added."""
-        if not self._goes_by_groups(x):
+        if not self._goes_by_blocks(x):
             y = F.linear(x, self._masked_weight_here(), self.bias)
             return y if addend is None else y + addend
-        shape = (*x.shape[:-1], self.out_features)
-        rows = x.reshape(-1, self.in_features)
+        bias = self.bias
         if addend is not None:
-            bias = addend if self.bias is None else addend + self.bias
+            bias = addend if bias is None else addend + bias
+        if x.dim() == 2:  # not a view of it, which could not be overwritten for free
+            return block_triangular_linear(x, self.weight, bias, self._visible)
+        shape = (*x.shape[:-1], self.out_features)
+        if addend is not None:
             bias = bias.expand(shape).reshape(-1, self.out_features)
-        else:
-            bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
-        if _needs_graph(x, self.weight, bias):
-            masks, diagonal = self._diagonal()
-            y = GroupedLinear.apply(rows, self.weight, bias, self._groups, masks, *diagonal)
-        else:
-            y = grouped_linear(rows, self.masked_weight(), bias, self._groups)
-        return y.view(shape)
+        rows = x.reshape(-1, self.in_features)
+        return block_triangular_linear(rows, self.weight, bias, self._visible).view(shape)
 
     def masked_weight(self) -> Tensor:
         """W o M without a graph, computed once for each change of the weight."""
-        return self._kept("whole", lambda weight: weight * self.mask)
+        weight = self.weight
+        if weight.is_inference():  # it keeps no version
+            with torch.no_grad():
+                return weight * self.mask
+        # The tensor itself is a part of the key: an address may be used again.
+        key = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
+        if self._keep is None or self._keep[0] is not weight or self._keep[1] != key:
+            # Not an inference tensor, whatever mode this is: a graph may want it later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._keep = (weight, key, weight * self.mask)
+        return self._keep[2]
 
     def differentiable_weight(self) -> Tensor:
         """W o M: with a graph where gradients are wanted, else the tensor that is kept."""
@@ -98,53 +101,30 @@ class MaskedLinear(nn.Linear):
 
     def forget_masked_weight(self) -> None:
         """Drop what is kept of the weight's last value."""
-        self._keep: dict[str, tuple[nn.Parameter, Any, Any]] = {}
+        self._keep: tuple[nn.Parameter, Any, Tensor] | None = None
 
     def train(self, mode: bool = True) -> MaskedLinear:
         self.forget_masked_weight()
         return super().train(mode)
 
-    def _goes_by_groups(self, x: Tensor) -> bool:
-        """Whether the products are cut up: on the CPU, in eager mode, in one dtype."""
+    def _goes_by_blocks(self, x: Tensor) -> bool:
+        """Whether the zeros are left out: on the CPU, in one dtype, where autograd alone is at work."""
         return (
-            self._groups is not None
-            and not torch.compiler.is_compiling()
+            self._visible is not None
             and x.device.type == "cpu"
             and self.weight.device.type == "cpu"
             and x.dtype == self.weight.dtype
+            and x.dtype in (torch.float32, torch.float64)
             and x.dim() >= 1
             and x.shape[-1] == self.in_features
             and not torch.is_autocast_enabled("cpu")
-            and not torch._C._are_functorch_transforms_active()
+            and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
         )
 
     def _masked_weight_here(self) -> Tensor:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self.weight * self.mask
         return self.differentiable_weight()
-
-    def _diagonal(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The masks of the blocks on the diagonal, and these blocks masked."""
-        dtype = self.weight.dtype
-        if self._masks is None or self._masks[0].dtype != dtype:
-            with torch.inference_mode(False):
-                self._masks = [mask.to(dtype) for mask in self._groups.masks]
-        masks = self._masks
-        return masks, self._kept("blocks", lambda w: diagonal_blocks(w, self._groups, masks))
-
-    def _kept(self, what: str, make: Any) -> Any:
-        weight = self.weight
-        if weight.is_inference():  # it keeps no version
-            with torch.no_grad():
-                return make(weight)
-        # The tensor itself is a part of the key: an address may be used again.
-        key = (weight._version, weight.data_ptr(), weight.dtype, weight.device)
-        kept = self._keep.get(what)
-        if kept is None or kept[0] is not weight or kept[1] != key:
-            # Not an inference tensor, whatever mode this is: a graph may want it later.
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._keep[what] = (weight, key, make(weight))
-        return kept[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> MaskedLinear:
         self.forget_masked_weight()
@@ -155,11 +135,7 @@ class MaskedLinear(nn.Linear):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_keep": {}, "_masks": None}  # neither copied nor pickled
-
-    def extra_repr(self) -> str:
-        groups = 1 if self._groups is None else len(self._groups.rows)
-        return f"{super().extra_repr()}, groups={groups}"
+        return {**self.__dict__, "_keep": None}  # neither copied nor pickled
 
 
 def degree_mask(in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
@@ -172,5 +148,12 @@ def degree_mask(in_degrees: Tensor, out_degrees: Tensor) -> Tensor:
     return in_degrees[None, :] <= out_degrees[:, None]
 
 
-def _needs_graph(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def _staircase(mask: Tensor) -> Tensor | None:
+    """How many columns each row of the mask sees, if these are prefixes that do not shrink and the
+    mask is large enough for blocks of it to be left out; else None.
+    """
+    visible = mask.sum(1)
+    prefixes = torch.arange(mask.shape[1]) < visible[:, None]
+    if min(mask.shape) < FEWEST_UNITS or not torch.equal(mask, prefixes):
+        return None
+    return None if bool((visible[1:] < visible[:-1]).any()) else visible

@@ -3,6 +3,7 @@
 from deepgen_ext.ops.affine_coupling import affine_coupling
 from deepgen_ext.ops.ancestral_sample import ancestral_sample
 from deepgen_ext.ops.autoregressive_inverse import autoregressive_inverse
+from deepgen_ext.ops.block_triangular_linear import block_triangular_linear
 from deepgen_ext.ops.categorical_draw import categorical_draw
 from deepgen_ext.ops.channel_affine import channel_affine
 from deepgen_ext.ops.discretized_logistic_mixture import (
@@ -18,6 +19,7 @@ __all__ = [
     "affine_coupling",
     "ancestral_sample",
     "autoregressive_inverse",
+    "block_triangular_linear",
     "categorical_draw",
     "channel_affine",
     "discretized_logistic_mixture",

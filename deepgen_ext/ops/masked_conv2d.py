@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deepgen_ext._extension import library
+from deepgen_ext.ops.autocast import to_autocast_dtype
 
 
 def masked_conv2d(
@@ -51,18 +52,8 @@ def masked_conv2d(
 
     van den Oord et al., "Pixel Recurrent Neural Networks", 2016, arXiv:1601.06759.
     """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = (_autocast(tensor, dtype) for tensor in (x, weight, bias))
+    x, weight, bias = to_autocast_dtype(x.device.type, x, weight, bias)
     return library.masked_conv2d(x, weight, bias, mask_type, groups_in_order, dilation)
-
-
-def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """As torch's autocast: float64 and integers are left alone."""
-    if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(dtype)
 
 
 @torch.library.register_fake("deepgen_ext::masked_conv2d")

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deepgen_ext.nn import MaskedLinear
-from deepgen_ext.nn.block_triangular import group_rows
 
 ROWS, COLUMNS = 420, 300  # large enough for groups
 
@@ -52,7 +51,7 @@ def formula(layer: MaskedLinear, x: Tensor, addend: Tensor | None = None) -> Ten
 def test_values_and_gradients(name: str, bias: bool, with_addend: bool) -> None:
     mask = MASKS[name]
     layer = layer_of(mask, bias)
-    assert (layer._groups is not None) == (name not in ("no staircase", "checkered", "small"))
+    assert (layer._visible is not None) == (name not in ("no staircase", "checkered", "small"))
     x = torch.randn(6, mask.shape[1], dtype=torch.float64, requires_grad=True)
     addend = torch.randn(6, mask.shape[0], dtype=torch.float64, requires_grad=True)
     given = (x, addend) if with_addend else (x,)
@@ -93,22 +92,6 @@ def test_leading_dimensions(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(layer(x), formula(layer, x))
     with torch.no_grad():
         torch.testing.assert_close(layer(x), formula(layer, x))
-
-
-def test_groups_cover_each_weight_once() -> None:
-    mask = staircase(shift=11)
-    groups = group_rows(mask)
-    covered = torch.zeros(mask.shape, dtype=torch.int64)
-    row = 0
-    for count, start, width, block in zip(groups.rows, groups.starts, groups.columns, groups.masks):
-        assert mask[row : row + count, :start].all()
-        assert torch.equal(mask[row : row + count, start : start + width], block)
-        covered[row : row + count, : start + width] += 1
-        row += count
-    assert row == ROWS
-    assert covered.max() == 1
-    assert covered[mask].all()
-    assert covered.double().mean() < 0.85
 
 
 def test_the_masked_weight_is_computed_once_for_each_change() -> None:
@@ -177,6 +160,18 @@ def test_replaced_parameters_are_used() -> None:
     swapped = torch.func.functional_call(layer, {"weight": weight}, (x,))
     torch.testing.assert_close(swapped, F.linear(x, weight * layer.mask, layer.bias))
     torch.testing.assert_close(layer(x), formula(layer, x))
+
+
+def test_compiles_without_a_graph_break() -> None:
+    torch._dynamo.reset()
+    layer = layer_of(staircase())
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(4, COLUMNS, dtype=torch.float64, requires_grad=True)
+    for ours, theirs in zip(*(
+        (y, *torch.autograd.grad(y.sin().sum(), (x, *layer.parameters())))
+        for y in (compiled(x), formula(layer, x))
+    )):  # fmt: skip
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_works_in_torch_func() -> None:
