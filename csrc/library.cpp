@@ -52,6 +52,16 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "visible, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 
   m.def(
+      "power_iteration(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_iterations, float eps) -> "
+      "Tensor[]");
+  m.def(
+      "spectral_normalize(Tensor[] weights, Tensor[] us, Tensor[] vs, int n_iterations, float eps, "
+      "float? coefficient) -> Tensor[]");
+  m.def(
+      "spectral_normalize_backward(Tensor[] grads, Tensor grad_sigmas, Tensor[] weights, Tensor[] "
+      "us, Tensor[] vs, Tensor sigmas, float? coefficient) -> Tensor[]");
+
+  m.def(
       "autoregressive_inverse(Tensor z, Tensor[] weights, Tensor[] biases, Tensor[] degrees, str "
       "element, str scale_map, float clamp, int n_bins, float bound, str activation, bool "
       "residual) "

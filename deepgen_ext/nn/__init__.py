@@ -13,6 +13,7 @@ from .masked_linear import MaskedLinear
 from .mlp import MLP
 from .pixel_distributions import Categorical, DiscretizedLogisticMixture
 from .shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
+from .spectral_norm import spectral_norm
 
 __all__ = [
     "MADE",
@@ -35,5 +36,6 @@ __all__ = [
     "ShiftedConv2d",
     "ShiftedConvTranspose2d",
     "ZeroConv2d",
+    "spectral_norm",
     "transforms",
 ]

@@ -12,6 +12,11 @@ from deepgen_ext.ops.discretized_logistic_mixture import (
 )
 from deepgen_ext.ops.masked_conv2d import masked_conv2d
 from deepgen_ext.ops.planar_chain import planar_chain
+from deepgen_ext.ops.power_iteration import (
+    power_iteration,
+    scaled_weight_gradients,
+    spectral_normalize,
+)
 from deepgen_ext.ops.radial_chain import radial_chain
 from deepgen_ext.ops.rational_quadratic_spline import rational_quadratic_spline
 
@@ -26,6 +31,9 @@ __all__ = [
     "discretized_logistic_mixture_draw",
     "masked_conv2d",
     "planar_chain",
+    "power_iteration",
     "radial_chain",
     "rational_quadratic_spline",
+    "scaled_weight_gradients",
+    "spectral_normalize",
 ]

@@ -16,6 +16,7 @@ from .discretized_logistic_mixture import (
 )
 from .masked_conv2d import masked_conv2d
 from .planar_chain import planar_chain
+from .power_iteration import power_iteration, spectral_normalize
 from .radial_chain import radial_chain
 from .rational_quadratic_spline import rational_quadratic_spline
 
@@ -30,6 +31,8 @@ __all__ = [
     "discretized_logistic_mixture_draw",
     "masked_conv2d",
     "planar_chain",
+    "power_iteration",
     "radial_chain",
     "rational_quadratic_spline",
+    "spectral_normalize",
 ]

@@ -1,0 +1,165 @@
+"""The largest singular values of many matrices by power iteration, and the matrices scaled by them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deepgen_ext._extension import library
+
+
+def power_iteration(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    r"""Computes u <- W v / |W v|, v <- W'u / |W'u| n_iterations times, then sigma = u'Wv, of each W.
+
+    All matrices go in one call, on the GPU one launch for each phase of a step, and a step reads W
+    once: W_i v and (W_i v) W_i row by row, with sigma = |W'u| where torch reads W again. Norms
+    below eps count as eps, as in `torch.nn.functional.normalize`.
+
+    Args:
+        weights: matrices (out, in), or tensors (out, ...) whose rows are flattened; float32 or
+            float64, all of one dtype and device. Transposed and channels-last weights are read as
+            they lie.
+        us: (out,) each; read only where n_iterations is 0, or W v = 0.
+        vs: (in,) each.
+        n_iterations: 0 or more; 0 gives sigma of the u and v given.
+        eps: 0 or more.
+
+    Returns:
+        (us, vs, sigmas): new tensors, nothing is overwritten; sigmas is (len(weights),). sigma never
+        exceeds the true norm but by rounding. Where W v = 0, of a zero matrix above all, sigma is 0
+        and u and v are those given, so that the iteration goes on once W is no longer zero. In
+        float32 norms of W between 1e-15 and 1e15 are in reach: v' = W'Wv is kept before it is
+        normalised.
+
+    sigmas are differentiable in the weights, with u and v held fixed (d sigma / dW = u v'), any
+    number of times, not through torch.func. Deterministic, for any number of threads.
+
+    Raises:
+        ValueError: no weights, lists of other lengths, another shape or device than expected, an
+            empty matrix, n_iterations or eps below 0.
+        TypeError: weights that are neither float32 nor float64, or dtypes that differ.
+
+    Miyato et al. 2018, arXiv:1802.05957.
+    """
+    results = library.power_iteration(weights, us, vs, n_iterations, eps)
+    n = len(weights)
+    return results[:n], results[n : 2 * n], results[-1]
+
+
+def spectral_normalize(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    coefficient: float | None = None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    r"""Power iteration, then W / sigma, or with a coefficient c, W min(1, c / sigma).
+
+    A weight is scaled while the cache still holds what the iteration has read of it. Its gradient,
+    f G - f <G, W> / sigma u v' with f the factor, takes two passes.
+
+    Args:
+        weights, us, vs, n_iterations, eps: as for `power_iteration`.
+        coefficient: above 0. None: divide whatever sigma is.
+
+    Returns:
+        (scaled, us, vs, sigmas). Where sigma = 0 the weight comes back as it is.
+
+    Differentiable in the weights with u and v held fixed, through sigma too, twice and more (from
+    the second time on in plain torch operations), not through torch.func. Deterministic.
+
+    Raises:
+        ValueError, TypeError: as `power_iteration`; a coefficient of 0 or less, or not finite.
+    """
+    results = library.spectral_normalize(weights, us, vs, n_iterations, eps, coefficient)
+    n = len(weights)
+    return results[:n], results[n : 2 * n], results[2 * n : 3 * n], results[-1]
+
+
+def scaled_weight_gradients(
+    grads: Sequence[Tensor],
+    grad_sigmas: Tensor,
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    sigmas: Tensor,
+    coefficient: float | None = None,
+) -> list[Tensor]:
+    """The gradients of the weights of `spectral_normalize`, for a scaled weight that was kept."""
+    return library.spectral_normalize_backward(
+        grads, grad_sigmas, weights, us, vs, sigmas, coefficient
+    )
+
+
+def _vectors(us, vs, weights):
+    return [
+        *map(torch.empty_like, us),
+        *map(torch.empty_like, vs),
+        weights[0].new_empty(len(weights)),
+    ]
+
+
+@torch.library.register_fake("deepgen_ext::power_iteration")
+def _(weights, us, vs, n_iterations, eps):
+    return _vectors(us, vs, weights)
+
+
+@torch.library.register_fake("deepgen_ext::spectral_normalize")
+def _(weights, us, vs, n_iterations, eps, coefficient):
+    return [*map(torch.empty_like, weights), *_vectors(us, vs, weights)]
+
+
+@torch.library.register_fake("deepgen_ext::spectral_normalize_backward")
+def _(grads, grad_sigmas, weights, us, vs, sigmas, coefficient):
+    return [torch.empty_like(weight) for weight in weights]
+
+
+def _save_for_double_backward(ctx, inputs, output) -> None:
+    grads, grad_sigmas, weights, us, vs, sigmas, ctx.coefficient = inputs
+    ctx.save_for_backward(grad_sigmas, sigmas, *grads, *weights, *us, *vs)
+
+
+def _double_backward(ctx, cotangents):
+    """Of f G + (g - f <G, W> / sigma) u v' with f = c / sigma, or of G + g u v' where f is 1."""
+    grad_sigmas, sigmas, *rest = ctx.saved_tensors
+    n, c = len(sigmas), ctx.coefficient
+    grads, weights, us, vs = (rest[i * n : (i + 1) * n] for i in range(4))
+    depends = sigmas > (0.0 if c is None else c)
+    sigma = torch.where(depends, sigmas, 1.0)
+    factors = torch.where(depends, (1.0 if c is None else c) / sigma, 1.0)
+    slopes = torch.where(depends, factors / sigma, 0.0)  # -df / dsigma
+    by_grads, by_grad_sigmas, by_weights, by_sigmas = [], [], [], []
+    for i in range(n):
+        a = cotangents[i]
+        along = us[i] @ a.flatten(1) @ vs[i]
+        inner = (grads[i] * weights[i]).sum()
+        by_grads.append(factors[i] * a - slopes[i] * along * weights[i])
+        by_grad_sigmas.append(along)
+        by_weights.append(-slopes[i] * along * grads[i])
+        by_sigmas.append(slopes[i] * (2 * inner * along / sigma[i] - (a * grads[i]).sum()))
+    none = [None] * n
+    return (
+        by_grads,
+        torch.stack(by_grad_sigmas),
+        by_weights,
+        none,
+        none,
+        torch.stack(by_sigmas),
+        None,
+    )
+
+
+torch.library.register_autograd(
+    "deepgen_ext::spectral_normalize_backward",
+    _double_backward,
+    setup_context=_save_for_double_backward,
+)

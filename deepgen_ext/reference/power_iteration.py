@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def power_iteration(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """u <- normalize(W v), v <- normalize(W'u), repeated; then sigma = u'Wv, of each W (out, ...).
+
+    u and v carry no gradient. Where W v = 0 they stay as they were, and sigma is 0.
+    """
+    new_us, new_vs, sigmas = [], [], []
+    for weight, u, v in zip(weights, us, vs, strict=True):
+        matrix = weight.flatten(1)
+        with torch.no_grad():
+            for _ in range(n_iterations):
+                if (matrix @ v != 0).any():
+                    u = F.normalize(matrix @ v, dim=0, eps=eps)
+                    v = F.normalize(matrix.T @ u, dim=0, eps=eps)
+        new_us.append(u)
+        new_vs.append(v)
+        sigmas.append(u @ matrix @ v)
+    return new_us, new_vs, torch.stack(sigmas)
+
+
+def spectral_normalize(
+    weights: Sequence[Tensor],
+    us: Sequence[Tensor],
+    vs: Sequence[Tensor],
+    n_iterations: int = 1,
+    eps: float = 1e-12,
+    coefficient: float | None = None,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """W / sigma, or W min(1, coefficient / sigma), W itself where sigma = 0; then us, vs, sigmas."""
+    us, vs, sigmas = power_iteration(weights, us, vs, n_iterations, eps)
+    most, at_least = (1.0, 0.0) if coefficient is None else (coefficient, coefficient)
+    scaled = [
+        weight * (most / sigma) if sigma > at_least else weight * 1.0
+        for weight, sigma in zip(weights, sigmas, strict=True)
+    ]
+    return scaled, us, vs, sigmas
