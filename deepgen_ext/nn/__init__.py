@@ -4,6 +4,7 @@ from . import transforms
 from .ancestral import AncestralSampler
 from .condition import ConditionProjection
 from .convolutional import GlowConvNet, ResidualConvNet, ZeroConv2d
+from .fixed_point import FixedPointError, FixedPointResult, fixed_point_inverse
 from .gated_masked_block import GatedMaskedBlock
 from .gated_resnet import GatedResnet
 from .gates import AppendOnes, ConcatELU, Gate, GatedSigmoid
@@ -24,6 +25,8 @@ __all__ = [
     "ConcatELU",
     "ConditionProjection",
     "DiscretizedLogisticMixture",
+    "FixedPointError",
+    "FixedPointResult",
     "Gate",
     "GatedMaskedBlock",
     "GatedResnet",
@@ -37,5 +40,6 @@ __all__ = [
     "ShiftedConvTranspose2d",
     "ZeroConv2d",
     "spectral_norm",
+    "fixed_point_inverse",
     "transforms",
 ]
