@@ -3,22 +3,15 @@
 // lies at [u * samples + s].
 #pragma once
 
-#include "launch.cuh"
 #include "masked_elements.cuh"
+#include "tile_product.cuh"
 
 namespace deepgen::cuda {
 namespace {
 
-constexpr int threads = 256;
-constexpr int warps = threads / 32;
-constexpr int samples = masked_samples;
-constexpr int parts = 32 / samples;
-constexpr int64_t dimensions_per_block = 16;
-constexpr int64_t most_shared_bytes = 96 * 1024;  // what every device since sm_80 grants
+static_assert(samples == masked_samples);
 
-__device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
+constexpr int64_t dimensions_per_block = 16;
 
 // Units of a tile's memory, in front of which each array begins; the host sizes it, blocks use it.
 struct Layout {
@@ -47,28 +40,6 @@ struct Layout {
   }
 };
 
-template <class T, int R>
-struct Sums {
-  T of[R];
-};
-
-// One lane's part of R rows' products: every `parts`-th of `columns`. Not inlined: a dozen copies
-// of this loop would take the compiler minutes.
-template <int R, class T>
-__device__ DEEPGEN_NOINLINE Sums<T, R> sums_of(const T* w, int64_t row_step, int64_t column_step,
-                                               int rows, int64_t columns, const T* values) {
-  Sums<T, R> sums = {};
-#pragma unroll 4
-  for (int64_t c = 0; c < columns; c += parts, w += column_step) {
-    const T value = values[c * samples];
-#pragma unroll
-    for (int r = 0; r < R; ++r) {
-      if (r < rows) sums.of[r] += w[r * row_step] * value;
-    }
-  }
-  return sums;
-}
-
 template <class T>
 struct Tile {
   const MaskedNetwork& net;
@@ -88,14 +59,6 @@ struct Tile {
     return static_cast<const T*>(layer.bias)[at];
   }
 
-  // The sum over the parts, in all of them.
-  __device__ T joined(T sum) const {
-#pragma unroll
-    for (int offset = samples; offset < 32; offset *= 2)
-      sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-    return sum;
-  }
-
   // Calls done(row, sum) in one lane a sample, for rows [begin, end): sum over columns [from, to)
   // of w(row, column) values[column].
   template <int R, class Done>
@@ -111,7 +74,7 @@ struct Tile {
                                          values + (from + part) * samples + sample);
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        const T total = joined(sums.of[r]);
+        const T total = joined_parts(sums.of[r]);
         if (r < rows && part == 0) done(row + r, total);
       }
     }

@@ -10,6 +10,8 @@ from deepgen_ext.ops.discretized_logistic_mixture import (
     discretized_logistic_mixture,
     discretized_logistic_mixture_draw,
 )
+from deepgen_ext.ops.fixed_point_mlp import fixed_point_mlp
+from deepgen_ext.ops.fixed_point_step import fixed_point_step
 from deepgen_ext.ops.masked_conv2d import masked_conv2d
 from deepgen_ext.ops.planar_chain import planar_chain
 from deepgen_ext.ops.power_iteration import (
@@ -29,6 +31,8 @@ __all__ = [
     "channel_affine",
     "discretized_logistic_mixture",
     "discretized_logistic_mixture_draw",
+    "fixed_point_mlp",
+    "fixed_point_step",
     "masked_conv2d",
     "planar_chain",
     "power_iteration",

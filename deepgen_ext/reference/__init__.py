@@ -14,6 +14,8 @@ from .discretized_logistic_mixture import (
     discretized_logistic_mixture,
     discretized_logistic_mixture_draw,
 )
+from .fixed_point_mlp import fixed_point_mlp
+from .fixed_point_step import fixed_point_step
 from .masked_conv2d import masked_conv2d
 from .planar_chain import planar_chain
 from .power_iteration import power_iteration, spectral_normalize
@@ -29,6 +31,8 @@ __all__ = [
     "channel_affine",
     "discretized_logistic_mixture",
     "discretized_logistic_mixture_draw",
+    "fixed_point_mlp",
+    "fixed_point_step",
     "masked_conv2d",
     "planar_chain",
     "power_iteration",

@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from deepgen_ext import ops
+
 from .gradient import with_implicit_gradient
 from .iteration import Iteration, iterate
-from .result import FixedPointError, FixedPointResult, empty_result
+from .mlp import FusedMLP, NotFused, fused_mlp
+from .result import FixedPointError, FixedPointResult, empty_result, result_of
 
 METHODS = ("auto", "picard", "anderson")
 
@@ -29,6 +33,7 @@ def fixed_point_inverse(
     raise_on_failure: bool = True,
     compact: bool | None = None,
     rounding: float = 2.0,
+    fused: bool | None = None,
 ) -> FixedPointResult:
     r"""Solves x + g(x) = y for x, sample by sample, where Lip(g) <= lipschitz < 1.
 
@@ -66,6 +71,10 @@ def fixed_point_inverse(
         compact: on the CPU, call g with the samples that still run only. None: where g is a Module.
             False for a g that closes over tensors of the batch, as a context. On CUDA g always gets
             all samples, those that have stopped stay as they are, and the host never waits.
+        fused: iterate in one kernel (`ops.fixed_point_mlp`), which MLPs of known layers can
+            (`fixed_point.mlp`): a Sequential of Linear, parametrized or masked ones too, with ReLU, ELU,
+            Tanh or SiLU between, or nn.MLP. None: where it can be; `result.method` says whether it was.
+            True: a ValueError says why not. False: never.
         rounding: the error of computing y - g(x), in eps of |x| + |y|; >= 0.5.
 
     Differentiable in y and in what g closes over, by the implicit function theorem:
@@ -83,8 +92,14 @@ def fixed_point_inverse(
     _check(y, lipschitz, tol, max_iterations, method, x0, rounding)
     if compact is None:
         compact = isinstance(g, nn.Module)
+    options = _Options(lipschitz, max_iterations, method, rounding * torch.finfo(y.dtype).eps)
     with torch.no_grad():
-        result = _solve(g, y, lipschitz, tol, max_iterations, method, x0, compact, rounding)
+        mlp = None if fused is False else _fused(g, y, required=fused is True)
+        result = (
+            _solve(g, y, x0, tol, options, compact)
+            if mlp is None
+            else _solve_mlp(mlp, y, x0, tol, options)
+        )
     if raise_on_failure and not bool(result.converged.all()):
         raise FixedPointError("fixed_point_inverse", result)
     if not torch.is_grad_enabled():
@@ -94,11 +109,8 @@ def fixed_point_inverse(
         # J^T has the bound of J. All samples or none: the graph behind vjp is that of all.
         relative = min(tol, 1e-3) * grad.flatten(1).double().norm(dim=1)
         linear = "picard" if method == "picard" else "anderson"
-        adjoint = _solve(
-            vjp, grad, lipschitz, relative, max_iterations, linear, None, False, rounding
-        )
-        failed = ~adjoint.converged & result.converged
-        if bool(failed.any()):
+        adjoint = _solve(vjp, grad, None, relative, options._replace(method=linear), False)
+        if bool((~adjoint.converged & result.converged).any()):
             raise FixedPointError("the gradient of fixed_point_inverse", adjoint)
         return adjoint.x
 
@@ -106,24 +118,33 @@ def fixed_point_inverse(
     return result._replace(x=x)
 
 
+class _Options(NamedTuple):
+    lipschitz: float
+    max_iterations: int
+    method: str
+    rounding: float  # in units of |x| + |y|
+
+    def steps(self) -> tuple[str, int]:
+        """What kind of steps, and how many pairs Anderson's method keeps."""
+        if self.method == "picard" or (self.method == "auto" and self.lipschitz <= 0.1):
+            return "picard", 0
+        return "anderson", 5 if self.lipschitz <= 0.9 else 10
+
+
 def _solve(
     g: Callable[[Tensor], Tensor],
     y: Tensor,
-    lipschitz: float,
-    tol: float | Tensor,
-    max_iterations: int,
-    method: str,
     x0: Tensor | None,
+    tol: float | Tensor,
+    options: _Options,
     compact: bool,
-    rounding: float,
 ) -> FixedPointResult:
-    if method == "auto":
-        method = "picard" if lipschitz <= 0.1 else "anderson"
-    memory = 0 if method == "picard" else (5 if lipschitz <= 0.9 else 10)
-    working = torch.float32 if y.dtype in (torch.float16, torch.bfloat16) else y.dtype
+    """With g called from here, for samples of any shape."""
+    method, memory = options.steps()
     n, shape = y.shape[0], y.shape[1:]
     if n == 0:
         return empty_result(torch.empty_like(y), method)
+    working = torch.float32 if y.dtype in (torch.float16, torch.bfloat16) else y.dtype
 
     def rows(x: Tensor) -> Tensor:
         given = x.view(-1, *shape).to(y.dtype)
@@ -140,11 +161,46 @@ def _solve(
 
     flat = y.reshape(n, -1).to(working)
     start = flat if x0 is None else x0.reshape(n, -1).to(working)
-    run = Iteration(start.clone(), flat, tol, memory)
-    eps = rounding * torch.finfo(y.dtype).eps
-    iterate(rows, run, lipschitz=lipschitz, eps=eps, max_iterations=max_iterations, compact=compact)
-    result = run.result(y.shape, method)
-    return result._replace(x=result.x.to(y.dtype))
+    run = Iteration(start.clone(memory_format=torch.contiguous_format), flat, tol, memory)
+    iterate(
+        rows,
+        run,
+        lipschitz=options.lipschitz,
+        rounding=options.rounding,
+        max_iterations=options.max_iterations,
+        compact=compact,
+    )
+    return result_of(run.x.view(y.shape).to(y.dtype), run.record, run.state, method)
+
+
+def _fused(g: Callable[[Tensor], Tensor], y: Tensor, required: bool) -> FusedMLP | None:
+    try:
+        return fused_mlp(g, y)
+    except NotFused as reason:
+        if required:
+            raise ValueError(f"fused: g cannot be iterated in one kernel: {reason}") from None
+        return None
+
+
+def _solve_mlp(
+    mlp: FusedMLP, y: Tensor, x0: Tensor | None, tol: float, options: _Options
+) -> FixedPointResult:
+    method, memory = options.steps()
+    flat = y.reshape(y.shape[0], -1)
+    x, record, state = ops.fixed_point_mlp(
+        flat,
+        flat if x0 is None else x0.reshape(flat.shape),
+        torch.full((len(flat),), tol, dtype=torch.float64, device=y.device),
+        mlp.weights,
+        mlp.biases,
+        mlp.betas,
+        activation=mlp.activation,
+        lipschitz=options.lipschitz,
+        rounding=options.rounding,
+        max_iterations=options.max_iterations,
+        memory=memory,
+    )
+    return result_of(x.view(y.shape), record, state, f"{method} in one kernel")
 
 
 def _check(

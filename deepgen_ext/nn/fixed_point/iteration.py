@@ -7,16 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .result import RUNNING, FixedPointResult
-from .step import (
-    BOUND,
-    EVALUATIONS,
+from deepgen_ext import ops
+
+from .result import (
     EXPANSION,
     NEWEST,
     RESIDUAL,
+    RUNNING,
     STATUS,
     TOLERANCE,
-    fixed_point_step,
 )
 
 CHECK_EVERY = 4  # steps between two looks at a GPU
@@ -41,8 +40,8 @@ class Iteration:
     def tensors(self) -> list[Tensor]:
         return [self.x, self.y, self.images, self.residuals, self.gram, self.record, self.state]
 
-    def step(self, g_x: Tensor, lipschitz: float, eps: float) -> None:
-        fixed_point_step(
+    def step(self, g_x: Tensor, lipschitz: float, rounding: float) -> None:
+        ops.fixed_point_step(
             self.x,
             g_x,
             self.y,
@@ -52,7 +51,7 @@ class Iteration:
             self.record,
             self.state,
             lipschitz=lipschitz,
-            eps=eps,
+            rounding=rounding,
         )
 
     def part(self, samples: Tensor) -> Iteration:
@@ -75,26 +74,13 @@ class Iteration:
             known = self.record[:, RESIDUAL].isfinite() & (self.state[:, STATUS] != 1)
             self.x = torch.where(known[:, None], last, self.x)
 
-    def result(self, shape: torch.Size, method: str) -> FixedPointResult:
-        status = self.state[:, STATUS].long()
-        return FixedPointResult(
-            self.x.view(shape),
-            self.record[:, BOUND].clone(),
-            self.state[:, EVALUATIONS].long(),
-            status == 1,
-            self.record[:, TOLERANCE].clone(),
-            self.record[:, EXPANSION].clone(),
-            status,
-            method,
-        )
-
 
 def iterate(
     g: Callable[[Tensor], Tensor],
     run: Iteration,
     *,
     lipschitz: float,
-    eps: float,
+    rounding: float,
     max_iterations: int,
     compact: bool,
 ) -> None:
@@ -103,7 +89,7 @@ def iterate(
     part = run
     watch = _Watch(run.x.device)
     for _ in range(max_iterations):
-        part.step(g(part.x), lipschitz, eps)
+        part.step(g(part.x), lipschitz, rounding)
         if run.x.device.type != "cpu":
             if watch.has_stopped(part.state):
                 break

@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-RUNNING, CONVERGED, EXPANDING, NOT_FINITE = range(4)
+TOLERANCE, BOUND, RESIDUAL, EXPANSION = range(4)  # columns of ops.fixed_point_step's record
+STATUS, EVALUATIONS, VALID, NEWEST, PROPOSED = range(5)  # of its state
+RUNNING, CONVERGED, EXPANDING, NOT_FINITE = range(4)  # what STATUS says
 
 _REASONS = {
     RUNNING: "did not reach the tolerance in the iterations allowed",
@@ -70,4 +72,19 @@ def empty_result(x: Tensor, method: str) -> FixedPointResult:
     none = torch.zeros(0, dtype=torch.float64, device=x.device)
     return FixedPointResult(
         x, none, none.long(), none.bool(), none, none.clone(), none.long(), method
+    )
+
+
+def result_of(x: Tensor, record: Tensor, state: Tensor, method: str) -> FixedPointResult:
+    """From what the steps leave."""
+    status = state[:, STATUS].long()
+    return FixedPointResult(
+        x,
+        record[:, BOUND].clone(),
+        state[:, EVALUATIONS].long(),
+        status == CONVERGED,
+        record[:, TOLERANCE].clone(),
+        record[:, EXPANSION].clone(),
+        status,
+        method,
     )
