@@ -8,15 +8,22 @@ from .fixed_point import FixedPointError, FixedPointResult, fixed_point_inverse
 from .gated_masked_block import GatedMaskedBlock
 from .gated_resnet import GatedResnet
 from .gates import AppendOnes, ConcatELU, Gate, GatedSigmoid
+from .lipschitz_activations import LipSwish, Sin, activation_lipschitz
+from .lipschitz_nets import LipschitzConvNet, LipschitzMLP
 from .made import MADE
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 from .mlp import MLP
 from .pixel_distributions import Categorical, DiscretizedLogisticMixture
+from .residual_log_det import LogDetEstimator
 from .shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
 from .spectral_norm import spectral_norm
 
 __all__ = [
+    "LipSwish",
+    "LipschitzConvNet",
+    "LipschitzMLP",
+    "LogDetEstimator",
     "MADE",
     "MLP",
     "AncestralSampler",
@@ -38,8 +45,10 @@ __all__ = [
     "Shift",
     "ShiftedConv2d",
     "ShiftedConvTranspose2d",
+    "Sin",
     "ZeroConv2d",
     "spectral_norm",
     "fixed_point_inverse",
+    "activation_lipschitz",
     "transforms",
 ]

@@ -11,6 +11,7 @@ from .partition import checkerboard, partition_sizes
 from .permutation import Permutation, Reverse
 from .planar import Planar
 from .radial import Radial
+from .residual import InvertibleResidual
 from .sequential import Sequential
 from .spline_coupling import SplineCoupling
 from .transform import Inverse, Transform
@@ -25,6 +26,7 @@ __all__ = [
     "Inverse",
     "InverseAutoregressive",
     "InvertibleConv1x1",
+    "InvertibleResidual",
     "MaskedAutoregressive",
     "Permutation",
     "Planar",
