@@ -1,12 +1,23 @@
 """Models, one paper a file."""
 
 from .autoregressive import PixelCNN, PixelCNNPlusPlus, PixelModel
-from .flow import IAF, MAF, Glow, NeuralSplineFlow, PlanarFlow, RadialFlow, RealNVP
+from .flow import (
+    IAF,
+    MAF,
+    Glow,
+    IResNet,
+    NeuralSplineFlow,
+    PlanarFlow,
+    RadialFlow,
+    RealNVP,
+    ResidualFlow,
+)
 
 __all__ = [
     "IAF",
     "MAF",
     "Glow",
+    "IResNet",
     "NeuralSplineFlow",
     "PixelCNN",
     "PixelCNNPlusPlus",
@@ -14,4 +25,5 @@ __all__ = [
     "PlanarFlow",
     "RadialFlow",
     "RealNVP",
+    "ResidualFlow",
 ]

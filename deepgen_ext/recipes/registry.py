@@ -94,6 +94,18 @@ RECIPES: dict[str, Recipe] = {
         models.NeuralSplineFlow,
         "Neural spline flow (Durkan et al. 2019): spline couplings; images flattened",
     ),
+    "iresnet": Recipe(
+        models.IResNet,
+        "i-ResNet (Behrmann et al. 2019): x + g(x), a truncated (biased) log-det; vectors too",
+        halvings=lambda levels: levels - 1,
+        max_levels=2,
+    ),
+    "residual-flow": Recipe(
+        models.ResidualFlow,
+        "Residual Flow (R. Chen et al. 2019): x + g(x), an unbiased log-det; vectors too",
+        halvings=lambda levels: levels - 1,
+        max_levels=2,
+    ),
     "planar": Recipe(
         models.PlanarFlow,
         "Planar flows (Rezende & Mohamed 2015): for the energies u1 ... u4; images flattened",

@@ -152,8 +152,10 @@ def train(
             }
             with Together(fabric):
                 if chief and (sampling or done):
-                    row["test"] = _score(net, data)
-                    _draw(net, data, out / f"samples-{step:06d}.png", settings.seed)
+                    # What is drawn here must not shift what the next steps draw.
+                    with torch.random.fork_rng(_cuda_devices(fabric.device)):
+                        row["test"] = _score(net, data)
+                        _draw(net, data, out / f"samples-{step:06d}.png", settings.seed)
                 if metrics is not None:
                     metrics.write(row)
             if saving or done:
@@ -249,6 +251,10 @@ def _stop_if_not_finite(bad_step: int, saved: int, path: Path) -> None:
             f"the loss or its gradient is not finite at step {bad_step + 1}: {kept}; try a "
             f"smaller --learning-rate or --clip-norm"
         )
+
+
+def _cuda_devices(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
 
 
 def _fraction(settings: Settings, first: int, step: int, seconds: float, done: bool) -> float:

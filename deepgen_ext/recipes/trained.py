@@ -170,5 +170,7 @@ def evaluate_run(
             "KL(p||q), KL(q||p)", f"{forward:.4f}, {reverse:.4f} nats; p is {dataset.name}"
         )
     table.add_row("dequantisation", result.dequantisation)
+    if result.log_det:
+        table.add_row("log-det", result.log_det)
     table.add_row("reconstruction", reconstruction)
     return table

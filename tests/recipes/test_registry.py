@@ -19,6 +19,8 @@ def test_every_model_has_defaults_for_the_usual_images(name: str, shape: tuple[i
         "maf": {"hidden_features": (8,), "transforms": 2},
         "iaf": {"hidden_features": (8,), "transforms": 2},
         "nsf": {"hidden_features": 8, "transforms": 2},
+        "iresnet": {"hidden": 4, "blocks": 1},
+        "residual-flow": {"hidden": 4, "blocks": 1},
     }.get(name, {})
     model = registry.build(name, shape, 17, small)
     batch = torch.randint(0, 17, (2, *shape), generator=torch.Generator().manual_seed(0))

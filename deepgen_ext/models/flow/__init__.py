@@ -4,9 +4,11 @@ from .conditional import ConditionalFlow
 from .flow import Flow
 from .glow import Glow
 from .iaf import IAF
+from .iresnet import IResNet
 from .maf import MAF
 from .planar_flow import PlanarFlow, RadialFlow
 from .realnvp import RealNVP
+from .residual_flow import ResidualFlow
 from .spline_flow import NeuralSplineFlow
 
 __all__ = [
@@ -15,8 +17,10 @@ __all__ = [
     "ConditionalFlow",
     "Flow",
     "Glow",
+    "IResNet",
     "NeuralSplineFlow",
     "PlanarFlow",
     "RadialFlow",
     "RealNVP",
+    "ResidualFlow",
 ]
