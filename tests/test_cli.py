@@ -57,7 +57,7 @@ def _assert_sentence(result: Result, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sample", "evaluate", "energies-table", "demo", "info"]
+    "command", ["train", "sample", "evaluate", "energies-table", "hybrid-table", "demo", "info"]
 )
 def test_help_fits_eighty_columns(command: str) -> None:
     result = _run(command, "--help")
@@ -254,6 +254,30 @@ def test_energies_table(tmp_path: Path) -> None:
     _assert_sentence(_run("energies-table", "--flow", "glow"), "--flow must be one of planar")
     _assert_sentence(_run("energies-table", "--energy", "u5"), "--energy must be one of u1")
     _assert_sentence(_run("energies-table", "--out", "x.png"), ".csv or .md")
+
+
+def test_hybrid_table(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "table.csv"
+    arguments = ("--steps", 1, "--seeds", 1, "--batch-size", 8, "--jobs", 1, "--out", out)
+    result = _run("hybrid-table", *arguments, "--body", "coupling", "--weight", "1/D")
+    assert result.exit_code == 0, result.output
+    assert "lambda=1/D" in result.output
+    header, row = out.read_text().splitlines()
+    assert header == "data,body,weight,seed,steps,batch_size,accuracy,bits_per_dim,seconds"
+    assert row.startswith("digits,coupling,1/D,0,1,8,")
+    _assert_sentence(_run("hybrid-table", "--body", "maf"), "--body must be one of coupling")
+    _assert_sentence(_run("hybrid-table", "--out", "x.png"), ".csv or .md")
+
+
+def test_residual_flows(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    small = ("--set", "blocks=1", "--set", "hidden=4", "--batch-size", 8, "--max-steps", 2)
+    result = _run("train", "residual-flow", "--data", "digits", "--out", out, *small)
+    assert result.exit_code == 0, result.output
+    assert _run("sample", out, "--n", 4, "--out", tmp_path / "s.png").exit_code == 0
+    words = " ".join(_run("evaluate", out).output.split())
+    assert "unbiased, 10 terms" in words
+    assert "mean of 4 estimates, +-" in words
 
 
 def test_a_bug_keeps_its_traceback(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

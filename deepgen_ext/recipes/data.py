@@ -43,6 +43,7 @@ class Dataset:
     n_levels: int | None  # None for vectors
     # Of `energies`: a flow is then trained by reverse KL, and the samples, exact draws, only score.
     energy: str | None = None
+    labels: tuple[Tensor, Tensor] | None = None  # classes of train and test, int64, where known
 
     def __post_init__(self) -> None:
         for part, data in (("train", self.train), ("test", self.test)):
@@ -154,9 +155,11 @@ def _held_out(samples: Tensor, fraction: float = 0.1) -> tuple[Tensor, Tensor]:
 def _digits() -> Dataset:
     """1797 digits of 8x8 pixels and 17 levels (0 ... 16): 1497 to train on, 300 held out."""
     datasets = require("sklearn.datasets", "the data 'digits'")
-    levels = torch.from_numpy(datasets.load_digits().images).to(torch.uint8)[:, None]
+    digits = datasets.load_digits()
+    levels = torch.from_numpy(digits.images).to(torch.uint8)[:, None]
+    classes = torch.from_numpy(digits.target).long()
     train, test = _held_out(levels, 300 / 1797)
-    return Dataset("digits", train, test, 17)
+    return Dataset("digits", train, test, 17, labels=_held_out(classes, 300 / 1797))
 
 
 def _idx_file(folder: Path, stems: tuple[str, ...]) -> Path | None:
