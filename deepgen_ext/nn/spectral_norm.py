@@ -180,9 +180,7 @@ class SpectralNorm(NormalizedWeight):
     def _kept_with_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         def make() -> tuple[Tensor, Tensor, Tensor, Tensor]:
             u, v = self.eval_vectors(weight)
-            results = spectral_normalize(
-                *self.given(weight, u, v), 0, self.eps, self.coefficient
-            )
+            results = spectral_normalize(*self.given(weight, u, v), 0, self.eps, self.coefficient)
             return results[0][0], results[1][0], results[2][0], results[3]
 
         return self.keep(weight, make)
@@ -236,9 +234,7 @@ def _weight_of(module: nn.Module, name: str) -> Tensor:
     return weight
 
 
-def _input_shape(
-    module: nn.Module, input_shape: int | tuple[int, ...] | None
-) -> tuple[int, ...]:
+def _input_shape(module: nn.Module, input_shape: int | tuple[int, ...] | None) -> tuple[int, ...]:
     if not isinstance(module, _CONVOLUTIONS) or isinstance(module, _TRANSPOSED):
         raise ValueError(
             f"kind: 'conv' is for Conv1d, Conv2d and Conv3d, got {type(module).__name__}"
