@@ -115,8 +115,8 @@ Tensors iterate(TensorList weights, TensorList us, TensorList vs, int64_t n_iter
       matrix.scaled = results.back().data_ptr();
     }
   }
-  const auto with_new = [&](TensorList vectors, const void* PowerMatrix::*given,
-                            void* PowerMatrix::*made) {
+  const auto with_new = [&](TensorList vectors, const void* PowerMatrix::* given,
+                            void* PowerMatrix::* made) {
     for (size_t m = 0; m < count; ++m) {
       kept.push_back(vectors[m].contiguous());
       matrices[m].*given = kept.back().const_data_ptr();
@@ -183,8 +183,8 @@ Tensors spectral_normalize_backward(TensorList grads, const Tensor& grad_sigmas,
     const Tensor grad = in_order_of(grads[m], weight), u = us[m].contiguous(),
                  v = vs[m].contiguous();
     results.push_back(fresh_like(weight));
-    matrices[m] = {*described,           grad.const_data_ptr(), results.back().data_ptr(),
-                   u.const_data_ptr(),   v.const_data_ptr(),    static_cast<int64_t>(m)};
+    matrices[m] = {*described,         grad.const_data_ptr(), results.back().data_ptr(),
+                   u.const_data_ptr(), v.const_data_ptr(),    static_cast<int64_t>(m)};
     kept.insert(kept.end(), {weight, grad, u, v});
     if (int64_t (*const scratch)(const MatrixOperand&) = DEEPGEN_CUDA_KERNEL(gradient_scratch);
         on_cuda_path(weight) && scratch) {
@@ -192,15 +192,14 @@ Tensors spectral_normalize_backward(TensorList grads, const Tensor& grad_sigmas,
       matrices[m].partial = kept.back().data_ptr();
     }
   }
-  const PowerIterationBackward p{storage_of(weights[0], "weights[0]"),
-                                 matrices.data(),
-                                 static_cast<int64_t>(count),
-                                 checked_coefficient(coefficient),
-                                 dense_sigmas.const_data_ptr(),
-                                 dense_grad_sigmas.const_data_ptr()};
+  const PowerIterationBackward p{
+      storage_of(weights[0], "weights[0]"), matrices.data(),
+      static_cast<int64_t>(count),          checked_coefficient(coefficient),
+      dense_sigmas.const_data_ptr(),        dense_grad_sigmas.const_data_ptr()};
   run<PowerIterationBackward>(weights[0], p, DEEPGEN_CPU_KERNEL(power_iteration_backward),
                               DEEPGEN_CUDA_KERNEL(power_iteration_backward));
-  for (size_t m = 0; m < count; ++m) results[m] = in_order_of(results[m], at::empty_like(weights[m]));
+  for (size_t m = 0; m < count; ++m)
+    results[m] = in_order_of(results[m], at::empty_like(weights[m]));
   return results;
 }
 
@@ -253,7 +252,8 @@ Tensors differentiable_iteration(TensorList weights, TensorList us, TensorList v
         Tensors gradients(n);
         for (size_t m = 0; m < n; ++m) {
           if (!given.wanted[m]) continue;
-          const Tensor u = given.saved[m].mul(given.gradients[0].select(0, static_cast<int64_t>(m)));
+          const Tensor u =
+              given.saved[m].mul(given.gradients[0].select(0, static_cast<int64_t>(m)));
           gradients[m] = at::outer(u, given.saved[n + m]).view(shapes[m]);
         }
         return gradients;

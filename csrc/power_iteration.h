@@ -35,12 +35,12 @@ struct MatrixOperand {
 
 struct PowerMatrix {
   MatrixOperand weight;
-  const void *u, *v;    // contiguous
-  void *new_u, *new_v;  // these hold u' and v' on the way
+  const void *u, *v;               // contiguous
+  void *new_u, *new_v;             // these hold u' and v' on the way
   const void* elements = nullptr;  // of W in the order of memory, and of the scaled W, or nothing
   void* scaled = nullptr;
-  int64_t index = 0;         // of its sigma
-  void* partial = nullptr;   // CUDA only: room, power_scratch() elements
+  int64_t index = 0;        // of its sigma
+  void* partial = nullptr;  // CUDA only: room, power_scratch() elements
 };
 
 struct PowerIteration {

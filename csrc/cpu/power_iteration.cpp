@@ -105,30 +105,31 @@ DEEPGEN_INLINE void gradient_run_of(const T* __restrict g, int64_t n, T factor, 
   }
 }
 
-#define DEEPGEN_RUNS(T)                                                                         \
-  DEEPGEN_SIMD void multiply_rows(const T* w, int64_t stride, int64_t rows, int64_t n,          \
-                                  const T* v, T* u) {                                           \
-    multiply_rows_of(w, stride, rows, n, v, u);                                                 \
-  }                                                                                             \
-  DEEPGEN_SIMD void iterate_rows(const T* w, int64_t stride, int64_t rows, int64_t n,           \
-                                 const T* v, T* u, T* sums) {                                   \
-    iterate_rows_of(w, stride, rows, n, v, u, sums);                                            \
-  }                                                                                             \
-  DEEPGEN_SIMD double add_vectors(const T* vectors, int64_t count, int64_t stride, int64_t n,   \
-                                  T* sum) {                                                     \
-    return add_vectors_of(vectors, count, stride, n, sum);                                      \
-  }                                                                                             \
-  DEEPGEN_SIMD void scale_run(const T* __restrict x, int64_t n, T factor, T* __restrict y) {    \
-    for (int64_t k = 0; k < n; ++k) y[k] = factor * x[k];                                       \
-  }                                                                                             \
-  DEEPGEN_SIMD double inner_product(const T* a, const T* b, int64_t n) {                        \
-    double sum = 0;                                                                             \
-    for (int64_t k = 0; k < n; k += 4096) sum += dot_of(a + k, b + k, std::min<int64_t>(4096, n - k)); \
-    return sum;                                                                                 \
-  }                                                                                             \
-  DEEPGEN_SIMD void gradient_run(const T* g, int64_t n, T factor, T a, const T* b,              \
-                                 int64_t step, T* to) {                                         \
-    gradient_run_of(g, n, factor, a, b, step, to);                                              \
+#define DEEPGEN_RUNS(T)                                                                            \
+  DEEPGEN_SIMD void multiply_rows(const T* w, int64_t stride, int64_t rows, int64_t n, const T* v, \
+                                  T* u) {                                                          \
+    multiply_rows_of(w, stride, rows, n, v, u);                                                    \
+  }                                                                                                \
+  DEEPGEN_SIMD void iterate_rows(const T* w, int64_t stride, int64_t rows, int64_t n, const T* v,  \
+                                 T* u, T* sums) {                                                  \
+    iterate_rows_of(w, stride, rows, n, v, u, sums);                                               \
+  }                                                                                                \
+  DEEPGEN_SIMD double add_vectors(const T* vectors, int64_t count, int64_t stride, int64_t n,      \
+                                  T* sum) {                                                        \
+    return add_vectors_of(vectors, count, stride, n, sum);                                         \
+  }                                                                                                \
+  DEEPGEN_SIMD void scale_run(const T* __restrict x, int64_t n, T factor, T* __restrict y) {       \
+    for (int64_t k = 0; k < n; ++k) y[k] = factor * x[k];                                          \
+  }                                                                                                \
+  DEEPGEN_SIMD double inner_product(const T* a, const T* b, int64_t n) {                           \
+    double sum = 0;                                                                                \
+    for (int64_t k = 0; k < n; k += 4096)                                                          \
+      sum += dot_of(a + k, b + k, std::min<int64_t>(4096, n - k));                                 \
+    return sum;                                                                                    \
+  }                                                                                                \
+  DEEPGEN_SIMD void gradient_run(const T* g, int64_t n, T factor, T a, const T* b, int64_t step,   \
+                                 T* to) {                                                          \
+    gradient_run_of(g, n, factor, a, b, step, to);                                                 \
   }
 DEEPGEN_RUNS(float)
 DEEPGEN_RUNS(double)
@@ -144,7 +145,9 @@ void in_parallel(int64_t pieces, Each each) {
   });
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 // Calls run(first, last) for groups of matrices that are worked on together.
 template <class Problem, class Run>
@@ -182,8 +185,8 @@ struct Piece {
 // One matrix on its way.
 template <class T>
 struct State {
-  std::vector<T> v;         // of the iteration at work
-  std::vector<T> sums;      // (chunks, columns)
+  std::vector<T> v;     // of the iteration at work
+  std::vector<T> sums;  // (chunks, columns)
   std::vector<double> squares_u, squares_v;
 };
 
@@ -255,9 +258,9 @@ class Group {
   void add(const Piece& piece) {
     const PowerMatrix& matrix = p_.matrices[piece.matrix];
     State<T>& state = states_[piece.matrix - base_];
-    state.squares_v[piece.index] =
-        add_vectors(state.sums.data() + piece.first, state.squares_u.size(), matrix.weight.columns(),
-                    piece.last - piece.first, static_cast<T*>(matrix.new_v) + piece.first);
+    state.squares_v[piece.index] = add_vectors(
+        state.sums.data() + piece.first, state.squares_u.size(), matrix.weight.columns(),
+        piece.last - piece.first, static_cast<T*>(matrix.new_v) + piece.first);
   }
 
   // Norms u and v; on the last iteration, sigma.
@@ -319,7 +322,8 @@ class GradientGroup {
       });
       // Those of one element have no stride; they count as a whole of what is below them.
       for (int d = 2; d >= 0; --d) {
-        if (order[d].size == 1) order[d].stride = d == 2 ? 1 : order[d + 1].size * order[d + 1].stride;
+        if (order[d].size == 1)
+          order[d].stride = d == 2 ? 1 : order[d + 1].size * order[d + 1].stride;
       }
       int64_t at = 0;
       while (at < 2 && order[at].size == 1) ++at;
@@ -347,10 +351,11 @@ class GradientGroup {
     const ScaledGradient& matrix = p_.matrices[piece.matrix];
     const int64_t m = piece.matrix - base_, stride = orders_[m][cut_at_[m]].stride;
     double& product = products_[m][piece.index];
-    product = !scales(matrix) ? 0
-                              : inner_product(static_cast<const T*>(matrix.grad) + piece.first * stride,
-                                              static_cast<const T*>(matrix.weight.data) + piece.first * stride,
-                                              (piece.last - piece.first) * stride);
+    product = !scales(matrix)
+                  ? 0
+                  : inner_product(static_cast<const T*>(matrix.grad) + piece.first * stride,
+                                  static_cast<const T*>(matrix.weight.data) + piece.first * stride,
+                                  (piece.last - piece.first) * stride);
   }
 
   void write(const Piece& piece) {

@@ -1,9 +1,10 @@
 // power_iteration on the GPU: all matrices in one launch for each of the three phases of a step.
 //
 // 1. A block owns a chunk of rows, eight at a time: a warp finds a row's product with v; then the
-//    threads own columns and add the eight rows, which L1 and L2 still hold, to the chunk's v'. So W
-//    is read from memory once. 2. A block adds the chunks of some columns. 3. A block a matrix adds
-//    the squares and writes u, v and sigma. A last launch scales. Nothing is read back to the host;
+//    threads own columns and add the eight rows, which L1 and L2 still hold, to the chunk's v'. So
+//    W is read from memory once. 2. A block adds the chunks of some columns. 3. A block a matrix
+//    adds the squares and writes u, v and sigma. A last launch scales. Nothing is read back to the
+//    host;
 // what a kernel knows of the matrices goes with the launch. Partial sums lie where shapes say, and
 // are added in order: no atomics, results repeat bit by bit.
 #include "../power_iteration.h"
@@ -143,8 +144,10 @@ __global__ void __launch_bounds__(block_threads)
   for (int64_t i = threadIdx.x; i < m.weight.rows; i += block_threads)
     u[i] = moves ? static_cast<T>(u[i] * scales.u) : old_u[i];
   for (int64_t k = threadIdx.x; k < m.weight.columns(); k += block_threads) {
-    if (moves) v[k] = static_cast<T>(room.sums[k] * scales.v);
-    else if (given) v[k] = old_v[k];
+    if (moves)
+      v[k] = static_cast<T>(room.sums[k] * scales.v);
+    else if (given)
+      v[k] = old_v[k];
   }
 }
 
@@ -201,7 +204,7 @@ __global__ void __launch_bounds__(block_threads)
   T rank_one = grad_sigmas[m.index];
   if (depends_on_sigma(sigma, coefficient)) rank_one -= factor * product / sigma;
   const T *const g = static_cast<const T*>(m.grad), *const u = static_cast<const T*>(m.u),
-          *const v = static_cast<const T*>(m.v);
+                 *const v = static_cast<const T*>(m.v);
   T* const to = static_cast<T*>(m.grad_weight);
   for_each_element(m.weight, blockIdx.x, [&](int64_t at, int64_t row, int64_t column) {
     to[at] = factor * g[at] + rank_one * u[row] * v[column];
@@ -213,7 +216,8 @@ template <class Matrix, class Run>
 void for_each_table(const Matrix* matrices, int64_t count, Run run) {
   static_assert(sizeof(Table<Matrix>) + 64 <= 4096);
   for (int64_t first = 0; first < count; first += most_matrices) {
-    const int size = static_cast<int>(count - first < most_matrices ? count - first : most_matrices);
+    const int size =
+        static_cast<int>(count - first < most_matrices ? count - first : most_matrices);
     Table<Matrix> table{};
     for (int i = 0; i < size; ++i) table.matrices[i] = matrices[first + i];
     run(table, size, [&](int64_t (*f)(const MatrixOperand&)) {

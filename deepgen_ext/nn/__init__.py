@@ -17,7 +17,9 @@ from .mlp import MLP
 from .pixel_distributions import Categorical, DiscretizedLogisticMixture
 from .residual_log_det import LogDetEstimator
 from .shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
+from .spectral_layers import SpectralConv2d, SpectralLinear
 from .spectral_norm import spectral_norm
+from .spectral_norm_all import spectral_norm_all
 
 __all__ = [
     "LipSwish",
@@ -50,5 +52,10 @@ __all__ = [
     "spectral_norm",
     "fixed_point_inverse",
     "activation_lipschitz",
+    "SpectralConv2d",
+    "SpectralLinear",
+    "ZeroConv2d",
+    "spectral_norm",
+    "spectral_norm_all",
     "transforms",
 ]

@@ -49,6 +49,8 @@ def power_iteration(
 
     Miyato et al. 2018, arXiv:1802.05957.
     """
+    if len(weights) == 0:  # torch needs a tensor to find the kernel by
+        raise ValueError("weights must hold at least one matrix")
     results = library.power_iteration(weights, us, vs, n_iterations, eps)
     n = len(weights)
     return results[:n], results[n : 2 * n], results[-1]
@@ -80,6 +82,8 @@ def spectral_normalize(
     Raises:
         ValueError, TypeError: as `power_iteration`; a coefficient of 0 or less, or not finite.
     """
+    if len(weights) == 0:
+        raise ValueError("weights must hold at least one matrix")
     results = library.spectral_normalize(weights, us, vs, n_iterations, eps, coefficient)
     n = len(weights)
     return results[:n], results[n : 2 * n], results[2 * n : 3 * n], results[-1]

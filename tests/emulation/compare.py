@@ -22,6 +22,8 @@ def check_emulated(name: str, *arguments, magnified: float = 1.0) -> None:
 
     `magnified`: how many times as far apart as usual the function brings rounding errors.
     """
+    first = arguments[0]
+    dtype = first.dtype if isinstance(first, torch.Tensor) else first[0].dtype
     expected = getattr(torch.ops.deepgen_ext, name)(*arguments)
     for order in ORDERS:
         os.environ["DEEPGEN_EMULATION_ORDER"] = order
@@ -32,6 +34,6 @@ def check_emulated(name: str, *arguments, magnified: float = 1.0) -> None:
             scale = theirs.double().abs().amax().clamp_min(1) if theirs.numel() else 1.0
             error = (ours.double() - theirs.double()).abs() / scale
             worst = error.max().item() if error.numel() else 0.0
-            assert worst <= magnified * TOLERANCE[arguments[0].dtype], (
+            assert worst <= magnified * TOLERANCE[dtype], (
                 f"{name}, {order} threads: off by {worst:.2e}"
             )

@@ -1,0 +1,113 @@
+"""Spectral norms of a whole network, one launch a forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from deepgen_ext.ops import spectral_normalize
+
+from .spectral_norm import SpectralNorm, spectral_norm
+
+_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Embedding,
+)
+
+
+def spectral_norm_all(
+    model: nn.Module,
+    name: str = "weight",
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    *,
+    coefficient: float | None = None,
+) -> nn.Module:
+    """`spectral_norm` on every layer of the model, their iterations in one launch; returns the model.
+
+    Layers: Linear, Conv1-3d, ConvTranspose1-3d and Embedding, but for those whose weight has a
+    parametrization already, and weights shared by several layers count once. When the model's
+    forward begins in training mode, all weights are iterated and scaled together, and hold until it
+    ends: a layer that is used twice in one forward pass moves its u and v once. Two forward passes
+    make two steps, each with a graph of its own. A layer that is called outside of the model's
+    forward does its own step. In eval mode each layer keeps its weight.
+
+    The hooks that do it are the model's: wrap it in DistributedDataParallel afterwards, and call
+    the model, not model.forward.
+
+    Raises:
+        ValueError: a model without such layers; as `spectral_norm`.
+    """
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, _LAYERS)
+        and isinstance(getattr(layer, name, None), nn.Parameter)
+        and not nn.utils.parametrize.is_parametrized(layer, name)
+    ]
+    if not layers:
+        raise ValueError(f"model: no layer with a parameter {name!r} to normalise")
+    for layer in layers:
+        spectral_norm(layer, name, n_power_iterations, eps, coefficient=coefficient)
+    group = SpectralNormGroup(layers, name)
+    model.register_forward_pre_hook(group.begin)
+    model.register_forward_hook(group.end, always_call=True)
+    return model
+
+
+class SpectralNormGroup:
+    """The constraints of a model's layers, and the hooks that step them together."""
+
+    def __init__(self, layers: list[nn.Module], name: str) -> None:
+        self.layers, self.name = layers, name
+
+    def begin(self, model: nn.Module, args: Any) -> None:
+        """Before a forward pass in training: every scaled weight, in one call."""
+        groups: dict[Any, list[tuple[SpectralNorm, torch.Tensor]]] = {}
+        for constraint, weight in self._constraints():
+            if constraint.training:
+                key = (weight.dtype, weight.device, constraint.n_power_iterations)
+                groups.setdefault(key, []).append((constraint, weight))
+        for members in groups.values():
+            _step(members)
+
+    def end(self, model: nn.Module, args: Any, output: Any) -> None:
+        """After it, and where it raised."""
+        for constraint, _ in self._constraints():
+            constraint.ready = None
+
+    def _constraints(self) -> list[tuple[SpectralNorm, torch.Tensor]]:
+        found = []
+        for layer in self.layers:
+            if not nn.utils.parametrize.is_parametrized(layer, self.name):
+                continue  # taken off since
+            parametrizations = layer.parametrizations[self.name]
+            # One put before ours makes another weight of the parameter: ours works alone then.
+            if isinstance(parametrizations[0], SpectralNorm):
+                found.append((parametrizations[0], parametrizations.original))
+        return found
+
+
+def _step(members: list[tuple[SpectralNorm, torch.Tensor]]) -> None:
+    first = members[0][0]
+    given = [
+        constraint.given(weight, constraint._u, constraint._v) for constraint, weight in members
+    ]
+    matrices, us, vs = ([part[i][0] for part in given] for i in range(3))
+    scaled, us, vs, _ = spectral_normalize(
+        matrices, us, vs, first.n_power_iterations, first.eps, first.coefficient
+    )
+    with torch.no_grad():
+        buffers = [constraint._u for constraint, _ in members]
+        buffers += [constraint._v for constraint, _ in members]
+        torch._foreach_copy_(buffers, [*us, *vs])
+    for (constraint, weight), matrix in zip(members, scaled, strict=True):
+        constraint.ready = constraint.weight(matrix, weight)

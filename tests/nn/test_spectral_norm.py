@@ -1,0 +1,401 @@
+"""Spectral norms as layers have them: step by step torch's, true norms of convolutions, bounds."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from deepgen_ext.nn import SpectralConv2d, SpectralLinear, spectral_norm, spectral_norm_all
+
+LAYERS = {
+    "linear": lambda: nn.Linear(6, 5),
+    "conv1d": lambda: nn.Conv1d(3, 4, 3),
+    "conv2d": lambda: nn.Conv2d(4, 6, 3, groups=2),
+    "conv3d": lambda: nn.Conv3d(2, 3, 2),
+    "transposed1d": lambda: nn.ConvTranspose1d(3, 4, 3),
+    "transposed2d": lambda: nn.ConvTranspose2d(4, 6, 3),
+    "transposed3d": lambda: nn.ConvTranspose3d(2, 3, 2),
+    "embedding": lambda: nn.Embedding(9, 4),
+}
+
+
+def pair_of(make, **options):
+    """Ours and torch's, of the same weights and random numbers."""
+    torch.manual_seed(0)
+    ours = make()
+    theirs = copy.deepcopy(ours)
+    torch.manual_seed(1)
+    spectral_norm(ours, **options)
+    torch.manual_seed(1)
+    return ours, parametrizations.spectral_norm(theirs, **options)
+
+
+def original(layer):
+    return layer.parametrizations.weight.original
+
+
+def check_same_state(ours, theirs):
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, theirs.state_dict()[name])
+
+
+@pytest.mark.parametrize("options", [{}, {"n_power_iterations": 3, "dim": 1}], ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_step_by_step_as_torch(name, options):
+    ours, theirs = pair_of(LAYERS[name], **options)
+    for step in range(4):
+        torch.manual_seed(step)
+        losses = [(layer.weight, original(layer)) for layer in (ours, theirs)]
+        torch.testing.assert_close(losses[0][0], losses[1][0])
+        check_same_state(ours, theirs)
+        cotangent = torch.randn_like(losses[0][0])
+        gradients = [torch.autograd.grad(w, leaf, cotangent)[0] for w, leaf in losses]
+        torch.testing.assert_close(*gradients)
+        with torch.no_grad():
+            for (_, leaf), gradient in zip(losses, gradients):
+                leaf -= 0.1 * gradient
+    before = ours.state_dict()["parametrizations.weight.0._u"].clone()
+    for layer in (ours.eval(), theirs.eval()):
+        layer.weight
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    assert torch.equal(before, ours.state_dict()["parametrizations.weight.0._u"])
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    weight = ours.weight.detach().clone()
+    parametrize.remove_parametrizations(ours, "weight")
+    assert torch.equal(ours.weight, weight)
+    assert type(ours) is type(LAYERS[name]())
+
+
+def test_a_vector_is_divided_by_its_length():
+    layer = spectral_norm(nn.LayerNorm(7))
+    torch.testing.assert_close(layer.weight.norm(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype):
+    layer = spectral_norm(nn.Linear(6, 5).to(dtype), n_power_iterations=200)
+    assert layer.weight.dtype == dtype
+    norm = torch.linalg.svdvals(layer.weight.double())[0]
+    torch.testing.assert_close(norm, torch.ones_like(norm), rtol=0.02, atol=0.02)
+
+
+CONVOLUTIONS = [
+    (lambda: nn.Conv1d(2, 3, 3, stride=2, padding=1), (7,)),
+    (lambda: nn.Conv1d(2, 3, 4, padding="same"), (6,)),
+    (lambda: nn.Conv2d(2, 4, 3, padding=1, groups=2), (5, 4)),
+    (lambda: nn.Conv2d(2, 3, (3, 2), stride=2, padding=(0, 1), dilation=(1, 2)), (6, 7)),
+    (lambda: nn.Conv2d(2, 3, 2, padding="same"), (4, 5)),
+    (lambda: nn.Conv3d(2, 2, 2, stride=2, padding=1), (3, 4, 3)),
+]
+
+
+def operator_norm(layer, shape):
+    """The largest singular value of the layer without its bias, unrolled."""
+    x = torch.zeros(layer.in_channels, *shape, dtype=layer.weight.dtype)
+    weight = layer.weight.detach()
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: layer._conv_forward(x[None], weight, None).flatten(), x
+    )
+    return torch.linalg.svdvals(jacobian.flatten(1))[0]
+
+
+@pytest.mark.parametrize("case", range(len(CONVOLUTIONS)))
+def test_conv_is_the_norm_of_the_unrolled_operator(case):
+    make, shape = CONVOLUTIONS[case]
+    torch.manual_seed(case)
+    layer = make().double()
+    expected = operator_norm(layer, shape)
+    before = layer.weight.detach().clone()
+    spectral_norm(layer, kind="conv", input_shape=shape, rtol=1e-13)
+    torch.testing.assert_close(layer.weight.detach(), before / expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(operator_norm(layer.eval(), shape), torch.ones_like(expected))
+    constraint = layer.parametrizations.weight[0]
+    u, v = constraint._u.clone(), constraint._v.clone()
+    leaf = original(layer).detach().clone().requires_grad_()
+    scaled = lambda weight: constraint.scaled(weight, u, v, 0)[0]
+    assert torch.autograd.gradcheck(scaled, leaf, fast_mode=True)
+    assert torch.autograd.gradgradcheck(scaled, leaf, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "conv"])
+def test_a_bound_holds_after_training_and_loading(kind):
+    """Lip < 1 is what an inverse lives by: an estimate from below must not break it."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 4, 3, padding=1).double()
+    options = {"coefficient": 0.9, "kind": kind}
+    options |= {"input_shape": 5} if kind == "conv" else {}
+    spectral_norm(layer, **options)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
+    target = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (layer.weight - target).square().sum().backward()
+        optimizer.step()
+
+    def norm(layer):
+        if kind == "conv":
+            return operator_norm(layer, (5, 5))
+        return torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
+
+    fresh = spectral_norm(nn.Conv2d(3, 4, 3, padding=1).double(), **options)
+    fresh.load_state_dict(layer.state_dict())
+    for each in (layer.eval(), fresh.eval()):
+        assert 0.9 - 1e-6 < norm(each) < 0.9 * (1 + 1e-9)
+        assert (
+            torch.linalg.svdvals(each.weight.detach().flatten(1))[0] > 0.9 - 1e-6 or kind == "conv"
+        )
+    with torch.no_grad():
+        original(layer).mul_(0.01 / original(layer).norm())
+    assert torch.equal(layer.weight, original(layer)), "a weight below the bound was changed"
+
+
+def induced_norm(matrix, p, q):
+    """max |Wx|_q / |x|_p, from many starts by gradient ascent's cousin: random search refined."""
+    generator = torch.Generator().manual_seed(0)
+    best = 0.0
+    x = torch.randn(20000, matrix.shape[1], generator=generator, dtype=torch.float64)
+    if p == math.inf:
+        x = x.sign()
+    if p == 1:
+        x = torch.eye(matrix.shape[1], dtype=torch.float64)
+    for spread in (0.0, 0.3, 0.1, 0.03, 0.01, 0.003):
+        noise = torch.randn(20000, matrix.shape[1], generator=generator, dtype=torch.float64)
+        tried = x if spread == 0.0 else torch.cat([x, x + spread * noise])
+        ratio = (tried @ matrix.T).norm(q, dim=1) / tried.norm(p, dim=1)
+        best = max(best, ratio.max().item())
+        x = tried[ratio.argmax()][None] / tried[ratio.argmax()].norm(p)
+    return best
+
+
+@pytest.mark.parametrize(
+    ("p", "q"), [(1, 1), (math.inf, math.inf), (1, 2), (2, math.inf), (1.5, 3), (2, 4), (3, 2)]
+)
+def test_other_norms_against_their_definition(p, q):
+    torch.manual_seed(3)
+    layer = nn.Linear(4, 5).double()
+    with torch.no_grad():
+        if p > 1 and q < math.inf:
+            layer.weight.abs_()  # where Boyd's iteration is exact
+    expected = induced_norm(layer.weight.detach(), p, q)
+    before = layer.weight.detach().clone()
+    spectral_norm(layer, domain=p, codomain=q, n_power_iterations=100)
+    estimated = (before / layer.weight.detach()).mean().item()
+    assert expected * (1 - 1e-9) <= estimated <= expected * (1 + 2e-3)
+
+
+def test_eval_keeps_the_weight_until_something_changes():
+    layer = spectral_norm(nn.Linear(6, 5)).eval()
+    with torch.no_grad():
+        kept = layer.weight
+        assert layer.weight is kept
+        original(layer).mul_(2)
+        assert layer.weight is not kept
+        torch.testing.assert_close(layer.weight, kept)
+        original(layer)[0] = 0
+        assert layer.weight[0].abs().max() == 0
+        state = spectral_norm(nn.Linear(6, 5)).state_dict()
+        layer.load_state_dict(state)
+        sigma = state["parametrizations.weight.0._u"] @ state["parametrizations.weight.original"]
+        sigma = sigma @ state["parametrizations.weight.0._v"]
+        torch.testing.assert_close(layer.weight, original(layer) / sigma)
+        layer.double()
+        assert layer.weight.dtype == torch.float64
+        original(layer).data.mul_(0)  # no version tells of this
+        assert layer.train().eval().weight.abs().max() == 0
+
+
+def test_gradients_in_eval_are_those_of_torch():
+    ours, theirs = pair_of(lambda: nn.Conv2d(3, 4, 3).double())
+    ours.eval(), theirs.eval()
+    ours.weight  # kept, and the next one has a graph of its own
+    cotangent, other = torch.randn_like(ours.weight), torch.randn_like(ours.weight)
+    results = []
+    for layer in (ours, theirs):
+        leaf = original(layer)
+        (first,) = torch.autograd.grad(layer.weight.sin(), leaf, cotangent, create_graph=True)
+        results.append((first, torch.autograd.grad(first, leaf, other)[0]))
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(),
+        nn.Linear(75, 6), nn.Tanh(), nn.Linear(6, 1),
+    )  # fmt: skip
+
+
+def each(model, **options):
+    for layer in list(model):
+        if hasattr(layer, "weight"):
+            spectral_norm(layer, **options)
+    return model
+
+
+NORMALISED = {"each": each, "all": spectral_norm_all}
+
+
+@pytest.mark.parametrize("how", NORMALISED)
+def test_a_network_takes_the_steps_of_torch(how):
+    """Two forward passes before one backward, retain_graph, accumulated gradients."""
+    models = [network(), network()]
+    torch.manual_seed(1)
+    NORMALISED[how](models[0])
+    torch.manual_seed(1)
+    for layer in list(models[1]):
+        if hasattr(layer, "weight"):
+            parametrizations.spectral_norm(layer)
+    for step in range(3):
+        real, fake = torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(step))
+        for model in models:
+            loss = model(real).mean() - model(fake).mean()
+            loss.backward(retain_graph=True)
+            loss.backward()
+            model(real).square().mean().backward()
+        check_same_state(*models)
+        for a, b in zip(models[0].parameters(), models[1].parameters()):
+            torch.testing.assert_close(a.grad, b.grad)
+            with torch.no_grad():
+                a -= 0.1 * a.grad
+                b -= 0.1 * b.grad
+
+
+@pytest.mark.parametrize("how", NORMALISED)
+def test_copies_pickles_autocast_and_compile(how):
+    model = NORMALISED[how](network())
+    x = torch.randn(3, 2, 4, 4)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        reference = copy.deepcopy(model)
+        assert torch.equal(twin(x), reference(x))
+        check_same_state(twin, reference)
+        twin(x).sum().backward()
+        assert twin[0].parametrizations.weight.original.grad is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        model(x).sum().backward()
+    eager, compiled = copy.deepcopy(model), copy.deepcopy(model)
+    for mode in (True, False):
+        torch._dynamo.reset()
+        eager.train(mode), compiled.train(mode)
+        run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+        results = []
+        for function, module in ((eager, eager), (run, compiled)):
+            module.zero_grad()
+            y = function(x)
+            y.square().sum().backward()
+            results.append([y, *(p.grad for p in module.parameters())])
+        for a, b in zip(*results):
+            torch.testing.assert_close(a, b)
+        check_same_state(eager, compiled)
+
+
+def test_a_forward_that_raises_leaves_nothing_behind():
+    model = spectral_norm_all(network())
+    with pytest.raises(RuntimeError):
+        model(torch.randn(3, 2, 9, 9))
+    before = original(model[0]).detach().clone()
+    with torch.no_grad():
+        original(model[0]).neg_()
+    assert (model[0].weight.detach() * before).sum() < 0, "the weight of the pass that failed"
+
+
+def test_a_weight_of_zeros_stays_and_comes_to_life():
+    for options in ({}, {"kind": "conv", "input_shape": 4}, {"domain": 3, "codomain": 2}):
+        layer = nn.Conv2d(2, 3, 3, padding=1)
+        nn.init.zeros_(layer.weight)
+        spectral_norm(layer, n_power_iterations=50, **options)
+        layer.weight.sum().backward()
+        assert original(layer).grad.isfinite().all()
+        assert torch.equal(layer.weight, original(layer))
+        with torch.no_grad():
+            original(layer).normal_()
+        assert layer.weight.isfinite().all()
+        if not options:
+            norm = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
+            torch.testing.assert_close(norm, torch.ones(()), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "shape"),
+    [
+        (SpectralLinear, nn.Linear, (3, 2, 6)),
+        (SpectralConv2d, nn.Conv2d, (3, 6, 4, 4)),
+    ],
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_scale_their_output(ours, plain, shape, bias):
+    extra = (3,) if plain is nn.Conv2d else ()
+    torch.manual_seed(0)
+    layer = ours(6, 5, *extra, bias=bias).double()
+    rival = spectral_norm(plain(6, 5, *extra, bias=bias).double())
+    with torch.no_grad():
+        original(rival).copy_(layer.weight)
+        if bias:
+            rival.bias.copy_(layer.bias)
+    for buffer in ("_u", "_v"):
+        theirs = getattr(rival.parametrizations.weight[0], buffer)
+        theirs.copy_(getattr(layer.constraint, buffer))
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    for mode in (True, False):
+        layer.train(mode), rival.train(mode)
+        y, expected = layer(x), rival(x)
+        torch.testing.assert_close(y, expected)
+        weight = torch.randn_like(y)
+        firsts = []
+        for result, leaf in ((y, layer.weight), (expected, original(rival))):
+            grads = torch.autograd.grad((result.sin() * weight).sum(), (x, leaf), create_graph=True)
+            second = torch.autograd.grad(sum(g.square().sum() for g in grads), (x, leaf))
+            firsts.append((*grads, *second))
+        for a, b in zip(*firsts):
+            torch.testing.assert_close(a, b)
+        if not mode:
+            with torch.no_grad():
+                torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "words"),
+    [
+        (
+            "linear",
+            {"name": "nothing"},
+            ValueError,
+            "has no parameter or buffer with name 'nothing'",
+        ),
+        ("linear", {"n_power_iterations": 0}, ValueError, "n_power_iterations to be positive"),
+        ("linear", {"dim": 2}, IndexError, "Dimension out of range"),
+        ("linear", {"kind": "tensor"}, ValueError, "kind must be 'matrix' or 'conv', got 'tensor'"),
+        ("linear", {"kind": "conv", "input_shape": 3}, ValueError, "kind: 'conv' is for Conv1d"),
+        ("conv2d", {"kind": "conv"}, ValueError, "input_shape: kind='conv' needs the spatial size"),
+        ("conv2d", {"kind": "conv", "input_shape": (3,)}, ValueError, "input_shape: expected 2"),
+        ("conv2d", {"kind": "conv", "input_shape": 0}, ValueError, "input_shape: expected 2"),
+        ("conv2d", {"coefficient": 0.0}, ValueError, "coefficient must be a finite number above 0"),
+        ("conv2d", {"coefficient": -1}, ValueError, "coefficient must be a finite number above 0"),
+        ("conv2d", {"rtol": 0.0}, ValueError, "rtol must be a finite number above 0"),
+        ("conv2d", {"domain": 0.5}, ValueError, "domain must be 1 or more"),
+        ("transposed2d", {"codomain": 1}, ValueError, "norms other than 2 need dim=0"),
+    ],
+)
+def test_bad_input(make, options, error, words):
+    layer = LAYERS[make]()
+    with pytest.raises(error, match=words):
+        spectral_norm(layer, **options)
+    assert not parametrize.is_parametrized(layer)
+
+
+def test_bad_input_to_layers_and_models():
+    with pytest.raises(ValueError, match="coefficient must be a finite number above 0"):
+        SpectralLinear(3, 4, coefficient=0.0)
+    with pytest.raises(ValueError, match="n_power_iterations must be positive"):
+        SpectralConv2d(3, 4, 3, n_power_iterations=0)
+    with pytest.raises(ValueError, match="model: no layer with a parameter 'weight'"):
+        spectral_norm_all(nn.ReLU())
+    circular = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    with pytest.raises(ValueError, match="padding_mode"):
+        spectral_norm(circular, kind="conv", input_shape=4)
