@@ -168,4 +168,4 @@ def _markdown(results: Sequence[Measured]) -> str:
     header, rows, log_z = _cells(results)
     lines = [header, ["---"] * len(header), *rows, log_z]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\n{_caption(results)}\n"
+    return f"{text}\n\n{_caption(results)}. Written by `deepgen energies-table`.\n"

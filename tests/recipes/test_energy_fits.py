@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from deepgen_ext.recipes import RecipeError, energies_table
+from deepgen_ext.recipes import RecipeError, energies_table, energy_fits
+from deepgen_ext.recipes.energies import reverse_kl
 from deepgen_ext.recipes.energies_table import fill_table, read_rows, table_of
 from deepgen_ext.recipes.energy_fits import ENERGIES, FLOWS, Fit, Measured, fit_energy, plan_fits
 
@@ -28,11 +29,36 @@ def test_fitting_lowers_the_divergence(flow: str) -> None:
     assert fit_energy(fit).kl == after.kl
 
 
+def test_each_seed_starts_elsewhere() -> None:
+    fits = plan_fits(["planar"], ["u1"], [2], seeds=2, steps=1, batch_size=4)
+    first, second = (fit_energy(fit).kl for fit in fits)
+    assert abs(first - second) > 0.05  # one step at a twentieth of the learning rate moves less
+
+
 def test_two_couplings_leave_the_symmetric_plateau_of_u1() -> None:
     """A round Gaussian over the hole of the ring is 2.9 nats away; from the identity, fits stay
     there."""
     (fit,) = plan_fits(["coupling"], ["u1"], [2], seeds=1, steps=400, batch_size=128)
     assert fit_energy(fit).kl < 2
+
+
+def test_energy_and_learning_rate_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    betas: list[float] = []
+
+    def noted(model, name, latents, beta=1.0):
+        betas.append(beta)
+        return reverse_kl(model, name, latents, beta)
+
+    monkeypatch.setattr(energy_fits, "reverse_kl", noted)
+    (fit,) = plan_fits(["planar"], ["u1"], [1], seeds=1, steps=20, batch_size=4)
+    fit_energy(fit)
+    *fitted, scored = betas
+    assert fitted == [pytest.approx(min(1, 0.01 + step / 10)) for step in range(20)]
+    assert scored == 1.0
+    paces = [energy_fits._pace(done / 100) for done in range(101)]
+    assert paces[0] < 0.1
+    assert max(paces) == paces[5] > 0.98
+    assert paces[-1] == pytest.approx(0, abs=1e-9)
 
 
 def test_a_plan_takes_seed_after_seed() -> None:

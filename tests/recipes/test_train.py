@@ -221,6 +221,16 @@ def test_an_energy_is_shown_as_its_two_divergences(
     assert float(row["train"]) == pytest.approx(expected[1], abs=0.5)
     assert "by reverse KL (test: KL(p||q))" in screen.file.getvalue()
     assert load_model(tmp_path)[0](draws[:4].float())[0][0].shape == (4, 2)
+    assert not any(isinstance(module, ActNorm) for module in net.modules())
+
+
+def test_a_flow_for_an_energy_does_not_start_as_the_identity(
+    tiny: Tiny, tmp_path: Path, screen: Console
+) -> None:
+    options = {"transforms": 2, "hidden_features": [8]}
+    settings = tiny(model="iaf", data="u1", options=options, max_steps=1)
+    net = train(settings, tmp_path, console=screen)
+    assert all(net.transforms[0][i].made.layers[-1].weight.std() > 0.1 for i in (1, 3))
 
 
 def test_planar_flows_take_data_where_they_lie(tiny: Tiny, tmp_path: Path, screen: Console) -> None:

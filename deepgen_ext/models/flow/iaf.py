@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from ...nn.transforms import InverseAutoregressive
-from .conditional import ConditionalFlow, shape_of
-from .maf import autoregressive_chain
+from .maf import AutoregressiveFlow
 
 
-class IAF(ConditionalFlow):
+class IAF(AutoregressiveFlow):
     """Kingma et al., "Improved Variational Inference with Inverse Autoregressive Flow", 2016,
     arXiv:1606.04934: a chain of `InverseAutoregressive` layers.
 
@@ -23,38 +19,4 @@ class IAF(ConditionalFlow):
     Arguments and errors as of `MAF`.
     """
 
-    def __init__(
-        self,
-        features: int | Sequence[int],
-        transforms: int = 5,
-        hidden_features: Sequence[int] = (512, 512),
-        element: str = "affine",
-        context_features: int = 0,
-        batch_norm: bool = False,
-        order: str = "reverse",
-        scale_map: str = "tanh",
-        clamp: float = 2.0,
-        n_bins: int = 8,
-        bound: float = 3.0,
-        activation: str = "relu",
-        residual: bool = False,
-        n_levels: int = 256,
-    ) -> None:
-        shape = shape_of(features)
-        layers = autoregressive_chain(
-            InverseAutoregressive,
-            math.prod(shape),
-            transforms,
-            batch_norm,
-            order,
-            hidden_features=hidden_features,
-            element=element,
-            context_features=context_features,
-            scale_map=scale_map,
-            clamp=clamp,
-            n_bins=n_bins,
-            bound=bound,
-            activation=activation,
-            residual=residual,
-        )
-        super().__init__(shape, layers, context_features=context_features, n_levels=n_levels)
+    layer = InverseAutoregressive

@@ -8,11 +8,59 @@ from typing import Any
 
 import torch
 
-from ...nn.transforms import ActNorm, BatchNorm, MaskedAutoregressive, Transform
+from ...nn.transforms import (
+    ActNorm,
+    BatchNorm,
+    InverseAutoregressive,
+    MaskedAutoregressive,
+    Transform,
+)
 from .conditional import ConditionalFlow, shape_of
 
 
-class MAF(ConditionalFlow):
+class AutoregressiveFlow(ConditionalFlow):
+    """A chain of autoregressive layers of one direction: what `MAF` and `IAF` share."""
+
+    layer: type[MaskedAutoregressive | InverseAutoregressive]
+
+    def __init__(
+        self,
+        features: int | Sequence[int],
+        transforms: int = 5,
+        hidden_features: Sequence[int] = (512, 512),
+        element: str = "affine",
+        context_features: int = 0,
+        batch_norm: bool = False,
+        order: str = "reverse",
+        scale_map: str = "tanh",
+        clamp: float = 2.0,
+        n_bins: int = 8,
+        bound: float = 3.0,
+        activation: str = "relu",
+        residual: bool = False,
+        n_levels: int = 256,
+    ) -> None:
+        shape = shape_of(features)
+        layers = _chain(
+            self.layer,
+            math.prod(shape),
+            transforms,
+            batch_norm,
+            order,
+            hidden_features=hidden_features,
+            element=element,
+            context_features=context_features,
+            scale_map=scale_map,
+            clamp=clamp,
+            n_bins=n_bins,
+            bound=bound,
+            activation=activation,
+            residual=residual,
+        )
+        super().__init__(shape, layers, context_features=context_features, n_levels=n_levels)
+
+
+class MAF(AutoregressiveFlow):
     """Papamakarios et al., "Masked Autoregressive Flow for Density Estimation", 2017,
     arXiv:1705.07057: a chain of `MaskedAutoregressive` layers from data to noise.
 
@@ -36,44 +84,10 @@ class MAF(ConditionalFlow):
         ValueError: what `MaskedAutoregressive` refuses; transforms < 1; an unknown order.
     """
 
-    def __init__(
-        self,
-        features: int | Sequence[int],
-        transforms: int = 5,
-        hidden_features: Sequence[int] = (512, 512),
-        element: str = "affine",
-        context_features: int = 0,
-        batch_norm: bool = False,
-        order: str = "reverse",
-        scale_map: str = "tanh",
-        clamp: float = 2.0,
-        n_bins: int = 8,
-        bound: float = 3.0,
-        activation: str = "relu",
-        residual: bool = False,
-        n_levels: int = 256,
-    ) -> None:
-        shape = shape_of(features)
-        layers = autoregressive_chain(
-            MaskedAutoregressive,
-            math.prod(shape),
-            transforms,
-            batch_norm,
-            order,
-            hidden_features=hidden_features,
-            element=element,
-            context_features=context_features,
-            scale_map=scale_map,
-            clamp=clamp,
-            n_bins=n_bins,
-            bound=bound,
-            activation=activation,
-            residual=residual,
-        )
-        super().__init__(shape, layers, context_features=context_features, n_levels=n_levels)
+    layer = MaskedAutoregressive
 
 
-def autoregressive_chain(
+def _chain(
     layer: type[Transform],
     dims: int,
     transforms: int,
