@@ -32,6 +32,9 @@ def sample(
             show_default="incremental",
         ),
     ] = None,
+    mean: Annotated[
+        bool, typer.Option("--mean", help="Of a VAE: the expected pixels, not draws of them.")
+    ] = False,
     accelerator: Accelerator = None,
 ) -> None:
     """Draw samples from a trained model."""
@@ -46,6 +49,7 @@ def sample(
         out=out,
         device=device_of(accelerator),
         method=method,
+        mean=mean,
         console=Console(stderr=True),
     )
     print(out)
@@ -102,15 +106,28 @@ def evaluate(
         typer.Option(metavar="NAME|PATH", help="Other data.", show_default="the run's own"),
     ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
-    seed: Annotated[int, typer.Option(min=0, help="Of the dequantisation noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise of pixels and latents.")] = 0,
+    k: Annotated[
+        int | None,
+        typer.Option(
+            "--k",
+            min=1,
+            help="Of a VAE or IWAE: estimate the likelihood too, from so many importance samples.",
+            show_default=False,
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Score the first ones only.", show_default="all")
+    ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(help="PNG of inputs above reconstructions.", show_default=False),
     ] = None,
     accelerator: Accelerator = None,
 ) -> None:
-    """Measure bits/dim (images) or nats (vectors) on held-out data, and the error of
-    inverse(forward(x)).
+    """Measure bits/dim or nats on held-out data, and the error of inverse(forward(x)).
+
+    Of a latent-variable model the bound, and with --k an estimate of the likelihood.
     """
     if split not in ("test", "train"):
         raise RecipeError(f"--split must be test or train, got '{split}'")
@@ -124,5 +141,8 @@ def evaluate(
             seed=seed,
             picture=picture,
             device=device_of(accelerator),
+            k=k,
+            images=images,
+            console=Console(stderr=True),
         )
     )

@@ -21,8 +21,7 @@ def train(
         typer.Argument(
             metavar="MODEL",
             help="Name of a model: realnvp, glow, maf, iaf, nsf, iresnet, residual-flow, planar, "
-            "radial, pixelcnn, pixelcnn++; "
-            "an unknown name lists all.",
+            "radial, pixelcnn, pixelcnn++, vae, iwae; an unknown name lists all.",
             show_default=False,
         ),
     ],

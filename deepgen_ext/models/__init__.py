@@ -12,12 +12,17 @@ from .flow import (
     RealNVP,
     ResidualFlow,
 )
+from .flow import IAF, MAF, Glow, NeuralSplineFlow, PlanarFlow, RadialFlow, RealNVP
+from .latent import IWAE, VAE, LatentModel
 
 __all__ = [
     "IAF",
+    "IWAE",
     "MAF",
+    "VAE",
     "Glow",
     "IResNet",
+    "LatentModel",
     "NeuralSplineFlow",
     "PixelCNN",
     "PixelCNNPlusPlus",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deepgen_ext.recipes import RecipeError, require
 
-__all__ = ["save_density", "save_grid", "save_reconstruction"]
+__all__ = ["save_density", "save_figure", "save_grid", "save_reconstruction"]
 
 _GAP = 1  # pixels between tiles, before enlarging
 _PAPER = 255
@@ -132,6 +132,12 @@ def save_density(
         )
         heat.set(title=title, xlabel="$x_1$")
     figure.colorbar(image, ax=heats, shrink=0.85, pad=0.02)
+    save_figure(figure, path)
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a PNG of a figure of matplotlib, and close it."""
+    pyplot = require("matplotlib.pyplot", "drawing a figure")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, format="png")

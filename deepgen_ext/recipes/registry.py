@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from deepgen_ext import models
 from deepgen_ext.recipes import RecipeError
 
-__all__ = ["RECIPES", "Recipe", "build", "likelihood_step", "recipe"]
+__all__ = ["RECIPES", "Recipe", "build", "latent_step", "likelihood_step", "recipe"]
 
 Shape = tuple[int, ...]
 
@@ -27,6 +27,14 @@ def likelihood_step(model: Any, batch: Tensor, noise: Tensor | None) -> Tensor:
     vectors.
     """
     return model.loss(batch, noise=noise)
+
+
+def latent_step(model: Any, batch: Tensor, noise: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss of one batch of a latent-variable model, in its own unit; the noise is that of the
+    pixels and that of the latents.
+    """
+    pixels, latents = noise
+    return model.loss(batch, noise=pixels, eps=latents)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Recipe:
         max_levels: the most levels that are chosen by default.
         settings: defaults of the loop, where they differ from those of `run.Settings`.
         of_data: defaults of the model's options where it is fitted to data, and not to an energy.
-        step: the loss of one batch, given the model, the batch and its dequantisation noise.
+        step: the loss of one batch, given the model, the batch and its dequantisation noise (for a
+        latent-variable model a pair: this, and the noise of its latents).
     """
 
     model: Callable[..., nn.Module]
@@ -53,7 +62,7 @@ class Recipe:
     max_levels: int = 3
     settings: Mapping[str, Any] = field(default_factory=dict)
     of_data: Mapping[str, Any] = field(default_factory=dict)
-    step: Callable[[Any, Tensor, Tensor | None], Tensor] = likelihood_step
+    step: Callable[[Any, Tensor, Any], Tensor] = likelihood_step
 
 
 # A planar or radial step has 2 D + 1 or D + 2 of them: it learns slowly, and bears long strides.
@@ -117,6 +126,18 @@ RECIPES: dict[str, Recipe] = {
         "Radial flows (Rezende & Mohamed 2015): for the energies u1 ... u4; images flattened",
         settings=_FEW_PARAMETERS,
         of_data={"act_norm": True},
+    ),
+    "vae": Recipe(
+        models.VAE,
+        "VAE (Kingma & Welling 2014): --set decoder=..., posterior=gaussian|planar|radial|iaf|realnvp",
+        images_only=True,
+        step=latent_step,
+    ),
+    "iwae": Recipe(
+        models.IWAE,
+        "IWAE (Burda et al. 2016): a VAE trained on k weighted draws; --set k=50, gradient=dreg",
+        images_only=True,
+        step=latent_step,
     ),
 }
 

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from deepgen_ext.models import LatentModel
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, checkpoint, registry
 from deepgen_ext.recipes.batches import batch_indices, batch_noise, generator_for
@@ -109,9 +110,12 @@ def train(
     last_step = step = saved = first
     line_every = max(settings.log_every, settings.checkpoint_every // 5)
     last = settings.max_steps if settings.max_seconds is None else None
-    with Meter(console, data.unit, first_step=first, last=last, line_every=line_every) as meter:
+    unit = getattr(net, "unit", data.unit)
+    with Meter(console, unit, first_step=first, last=last, line_every=line_every) as meter:
         while step < settings.max_steps:
             batch, noise = _batch(settings, data, step, mine, fabric.device)
+            if isinstance(net, LatentModel):
+                noise = noise, _latent_noise(settings, net, step, mine, fabric.device)
             warmth = min(1.0, (step + 1) / max(1, settings.warmup_steps))
             learning_rate = settings.learning_rate * warmth
             for group in adam.param_groups:
@@ -145,7 +149,7 @@ def train(
                 "epoch": step * settings.batch_size / len(data.train),
                 "train": fabric.all_reduce(_shown(net, data, batch, loss), reduce_op="mean").item(),
                 "test": None,
-                "unit": data.unit,
+                "unit": unit,
                 "gradient_norm": norm.item(),
                 "learning_rate": learning_rate,
                 "steps_per_second": (step - last_step) / max(now - last_time, 1e-9),
@@ -189,6 +193,16 @@ def _batch(
         return batch, None
     noise = batch_noise(settings.seed, step, (settings.batch_size, *data.shape))
     return batch, noise[part].to(device)
+
+
+def _latent_noise(
+    settings: Settings, net: LatentModel, step: int, part: slice, device: torch.device
+) -> Tensor:
+    """The ``part`` of the normal noise of a step's latents, k draws for each image."""
+    shape = (settings.batch_size, net.k, net.noise_features)
+    return torch.randn(shape, generator=generator_for(settings.seed, "latents", step))[part].to(
+        device
+    )
 
 
 def _energy_step(name: str, net: Any, latents: Tensor, beta: Tensor | None) -> Tensor:
@@ -278,7 +292,9 @@ def _draw(net: Any, data: Dataset, path: Path, seed: int) -> None:
         target = None if data.energy is None else partial(log_density, data.energy)
         save_density(net, net.sample(4000, generator=generator), path, target=target)
     else:
-        samples = net.sample(64, generator=generator)
+        # of latents the expected pixels: their noise would hide what was learned
+        options = {"mean": True} if isinstance(net, LatentModel) else {}
+        samples = net.sample(64, generator=generator, **options)
         if samples.is_floating_point():
             samples = quantize(samples, data.n_levels)
         save_grid(samples, data.n_levels, path)

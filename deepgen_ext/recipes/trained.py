@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from rich import box
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from deepgen_ext.models import PixelModel
+from deepgen_ext.models import IWAE, LatentModel, PixelModel
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, data
 from deepgen_ext.recipes.energies import ENERGIES, divergences, log_density
-from deepgen_ext.recipes.metrics import evaluate, reconstruct
+from deepgen_ext.recipes.metrics import Evaluation, evaluate, importance_estimate, reconstruct
 from deepgen_ext.recipes.pictures import save_density, save_grid, save_reconstruction
 from deepgen_ext.recipes.progress import Rows
 from deepgen_ext.recipes.run import load_model
@@ -70,6 +71,7 @@ def sample_run(
     out: Path,
     device: str,
     method: str | None = None,
+    mean: bool = False,
     console: Console | None = None,
 ) -> None:
     """Samples of the run's model as a picture (.png), or as numbers (.npy: uint8 levels, or float32
@@ -85,6 +87,10 @@ def sample_run(
         if method not in METHODS:
             raise RecipeError(f"--method must be one of {', '.join(METHODS)}; got '{method}'")
         options["method"] = method
+    if mean:
+        if not isinstance(model, LatentModel):
+            raise RecipeError(f"--mean is of models with a decoder of pixels, not {settings.model}")
+        options["mean"] = True
     samples = draw(
         model,
         n,
@@ -118,10 +124,20 @@ def save_numbers(samples: Tensor, out: Path) -> None:
 
 
 def evaluate_run(
-    run: Path, *, data_name: str | None, split: str, seed: int, picture: Path | None, device: str
+    run: Path,
+    *,
+    data_name: str | None,
+    split: str,
+    seed: int,
+    picture: Path | None,
+    device: str,
+    k: int | None = None,
+    images: int | None = None,
+    console: Console | None = None,
 ) -> Table:
     """Score the run's model on ``split`` of its own or other data, and measure the error of
-    inverse(forward(x)).
+    inverse(forward(x)). Of a latent-variable model the bound is scored, and with ``k`` the
+    likelihood estimated from so many importance samples of each image.
     """
     model, settings, step, shape, n_levels = load_model(run, device)
     dataset = data.load(
@@ -133,12 +149,20 @@ def evaluate_run(
             f"{run} was trained on samples of shape {shape} with {n_levels or 'real'} levels; "
             f"'{dataset.name}' has {dataset.shape} with {dataset.n_levels or 'real'}"
         )
-    samples = dataset.test if split == "test" else dataset.train
+    samples = (dataset.test if split == "test" else dataset.train)[:images]
+    if k is not None and not isinstance(model, LatentModel):
+        raise RecipeError(f"--k is of latent-variable models: {settings.model} scores exactly")
     result = evaluate(model, samples, n_levels=n_levels, seed=seed)
     reconstruction = "none: the model has no latents"
     if isinstance(model, PixelModel):
         if picture is not None:
             raise RecipeError(f"--picture shows reconstructions, and {settings.model} has none")
+    elif isinstance(model, LatentModel):
+        reconstruction = "the decoder's mean, see --picture"
+        if picture is not None:
+            some = samples[:10]
+            rebuilt = quantize(model.reconstruct(some.to(device)), n_levels)
+            save_reconstruction(some, rebuilt.cpu(), n_levels, picture)
     else:
         some = samples[:256]
         x, rebuilt = reconstruct(model, some, n_levels=n_levels, seed=seed)
@@ -158,19 +182,55 @@ def evaluate_run(
     table.add_row(
         "data", f"{dataset.name}, {split} split, {result.n} samples of {'x'.join(map(str, shape))}"
     )
-    spread = (
-        ""
-        if math.isnan(result.standard_error)
-        else f" +- {result.standard_error:.4f} (standard error)"
-    )
-    table.add_row(result.unit, f"{result.mean:.4f}{spread}")
+    table.add_row(result.unit, _in_words(result) + _bound_in_words(model))
     if dataset.energy is not None:
         forward, reverse = divergences(model, dataset.energy, samples)
         table.add_row(
             "KL(p||q), KL(q||p)", f"{forward:.4f}, {reverse:.4f} nats; p is {dataset.name}"
+        )
+    if k is not None:
+        estimate = _estimate(model, samples, k, seed, console)
+        table.add_row(
+            f"{result.unit}, k={k}",
+            f"{_in_words(estimate)}: -ln p(x) from {k} importance samples an image, in expectation "
+            f"an upper bound",
         )
     table.add_row("dequantisation", result.dequantisation)
     if result.log_det:
         table.add_row("log-det", result.log_det)
     table.add_row("reconstruction", reconstruction)
     return table
+
+
+def _in_words(result: Evaluation) -> str:
+    if math.isnan(result.standard_error):
+        return f"{result.mean:.4f}"
+    return f"{result.mean:.4f} +- {result.standard_error:.4f} (standard error)"
+
+
+def _bound_in_words(model: torch.nn.Module) -> str:
+    """What the score of a latent-variable model is: nothing is said of the others."""
+    if not isinstance(model, LatentModel):
+        return ""
+    name = (
+        f"F_{model.k}, the bound of {model.k} weighted draws" if isinstance(model, IWAE) else "ELBO"
+    )
+    return f": -{name}, in expectation an upper bound of -ln p(x)"
+
+
+def _estimate(
+    model: LatentModel, samples: Tensor, k: int, seed: int, console: Console | None
+) -> Evaluation:
+    console = console or Console(quiet=True)
+    columns = TextColumn("image {task.completed:.0f}/{task.total:.0f}"), BarColumn(bar_width=None)
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("images", total=len(samples))
+        return importance_estimate(
+            model, samples, k=k, seed=seed, on_image=lambda done: bar.update(task, completed=done)
+        )

@@ -1,0 +1,177 @@
+"""Variational autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .decoder_distributions import DecoderDistribution, decoder_distribution
+from .latent_model import LatentModel, Terms
+from .networks import make_networks
+from .posteriors import log_normal, make_posterior
+
+
+class VAE(LatentModel):
+    """Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, arXiv:1312.6114.
+
+    p(z) = N(0, I), p(x|z) factored over pixels, q(z|x) a diagonal Gaussian or a flow of one. The
+    bound is ELBO = E_q[ln p(x|z)] - KL(q(z|x) || p(z)) <= ln p(x); the KL of a Gaussian is in closed
+    form, that of a flow from the same draws of z.
+
+    Images enter as integer levels (n, C, H, W).
+
+    Args:
+        image_shape: (C, H, W).
+        latent_features: D, of z.
+        decoder: "bernoulli" (more than two levels are binarised dynamically), "gaussian" (learned
+            mean and scale of each pixel), "discretized_logistic", or a `DecoderDistribution`.
+        posterior: "gaussian", or the flow behind it: "planar", "radial", "iaf", "realnvp"; see
+            `posteriors.make_posterior`.
+        n_levels: number of integer levels of the data, 256 for 8-bit images.
+        network: "dense" or "conv": two layers that halve the sides of the image, then dense ones.
+        hidden_features: widths of the dense layers of the encoder; the decoder's are the reverse.
+        channels: of the first convolution.
+        activation: "relu", "elu" or "tanh".
+        flow_steps, flow_hidden: of the posterior's flow.
+
+    Raises:
+        ValueError: an unknown decoder, posterior or network (the message lists the known ones), an
+            image_shape that is not (C, H, W), sizes below 1, n_levels < 2.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_features: int = 50,
+        *,
+        decoder: str | DecoderDistribution = "bernoulli",
+        posterior: str = "gaussian",
+        n_levels: int = 256,
+        network: str = "dense",
+        hidden_features: Sequence[int] = (200, 200),
+        channels: int = 32,
+        activation: str = "relu",
+        flow_steps: int | None = None,
+        flow_hidden: int = 64,
+    ) -> None:
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"image_shape: expected (C, H, W), got {tuple(image_shape)}")
+        distribution = decoder_distribution(decoder, image_shape[0], n_levels)
+        super().__init__(image_shape, distribution, latent_features)
+        self.latent_features = latent_features
+        self.encoder, self.decoder, features = make_networks(
+            network,
+            self.image_shape,
+            latent_features,
+            distribution.parameters,
+            hidden_features,
+            channels,
+            activation,
+        )
+        self.posterior = make_posterior(
+            posterior, features, latent_features, flow_steps=flow_steps, flow_hidden=flow_hidden
+        )
+
+    def encode(self, target: Tensor) -> Tensor:
+        return self.encoder(self.embed(target))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.decoder(z)
+
+    def log_likelihood_of_latents(self, target: Tensor, z: Tensor) -> Tensor:
+        """ln p(x|z) in nats, (n, k), of target (n, C, H, W) and z (n, k, D)."""
+        n, k = z.shape[:2]
+        parameters = self.decode(z.flatten(0, 1)).unflatten(0, (n, k))
+        return self.distribution.log_prob(parameters, target)
+
+    def log_weights(self, h: Tensor, target: Tensor, eps: Tensor) -> Tensor:
+        z, log_q = self.posterior.draw(h, eps)
+        return self.log_likelihood_of_latents(target, z) + log_normal(z) - log_q
+
+    def terms(
+        self,
+        levels: Tensor,
+        k: int = 1,
+        *,
+        noise: Tensor | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms:
+        """Both parts of the ELBO, means over k draws, (n,) each; arguments as of `elbo`."""
+        target = self.target(levels, noise, generator)
+        eps = self.draw_eps(target.shape[0], k, eps, generator)
+        h = self.encode(target)
+        z, log_q = self.posterior.draw(h, eps)
+        kl = self.posterior.kl(h)
+        if kl is None:
+            kl = (log_q - log_normal(z)).mean(1)
+        return Terms(self.log_likelihood_of_latents(target, z).mean(1), kl)
+
+    def elbo(
+        self,
+        levels: Tensor,
+        k: int = 1,
+        *,
+        noise: Tensor | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The evidence lower bound in nats, (n,): the mean over k draws, the same for every k in
+        expectation (what rises with k is `IWAE.bound`).
+
+        Args:
+            levels: (n, C, H, W), integers in [0, n_levels).
+            k: draws of z for each image.
+            noise: uniform, of the shape of levels: of the binarisation or the dequantisation. None:
+                drawn from `generator`.
+            eps: standard normal, (n, k, D): of the draws of z. None: drawn from `generator`.
+            generator: on the model's device.
+
+        Raises:
+            TypeError, ValueError: levels outside of the decoder's domain or of another shape, k < 1,
+                noise or eps of another shape.
+        """
+        return self.terms(levels, k, noise=noise, eps=eps, generator=generator).elbo
+
+    def bound(
+        self,
+        levels: Tensor,
+        k: int | None = None,
+        *,
+        noise: Tensor | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """`elbo`; k is 1 when None."""
+        k = self.k if k is None else k
+        return self.elbo(levels, k, noise=noise, eps=eps, generator=generator)
+
+    @torch.no_grad()
+    def infer(
+        self,
+        levels: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The latents (n, D) where the posterior's noise is zero: its mean, of a Gaussian."""
+        return self.posterior.mode(self.encode(self.target(levels, noise, generator)))
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        levels: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The expected image, real in [0, 1], (n, C, H, W), given the latents of `infer`."""
+        z = self.infer(levels, noise=noise, generator=generator)
+        return self.distribution.mean(self.decode(z))
+
+    @torch.no_grad()
+    def initialize(self, batch: Tensor, *, noise: Tensor | None = None) -> None:
+        """Start the decoder's output at the pixels' statistics in `batch`, levels (n, C, H, W)."""
+        self.decoder.start_at(self.distribution.start(self.target(batch, noise)))
