@@ -27,7 +27,7 @@ def device_of(accelerator: str | None) -> str:
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def check_suffix(out: Path, suffixes: tuple[str, str] = (".png", ".npy")) -> None:
+def check_suffix(out: Path, suffixes: tuple[str, ...] = (".png", ".npy")) -> None:
     """One sentence for a name that ends otherwise."""
     if out.suffix.lower() not in suffixes:
         raise RecipeError(f"--out {out}: expected a name that ends in {' or '.join(suffixes)}")

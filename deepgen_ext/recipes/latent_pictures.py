@@ -113,7 +113,11 @@ def draw_posteriors(
                 f"--set latent_features=2"
             )
     figure, grid = pyplot.subplots(
-        len(runs), n + 1, squeeze=False, figsize=(1.9 * n + 1.9, 2.1 * len(runs) + 0.3)
+        len(runs),
+        n + 1,
+        squeeze=False,
+        figsize=(1.8 * (n + 1), 1.8 * len(runs)),
+        layout="constrained",
     )
     for line, run, (model, settings, data) in zip(grid, runs, loaded, strict=True):
         images = data.test[:n]
@@ -146,6 +150,7 @@ def _draw_map(axes: object, model: VAE, target: Tensor, h: Tensor, cells: int) -
         axes.contour(x, y, q.cpu().numpy(), levels=levels, colors="deepskyblue", linewidths=1.0)
     axes.set_aspect("equal")
     axes.tick_params(labelsize=6)
+    axes.locator_params(nbins=4)
 
 
 def _square(like: Tensor, centre: Tensor, radius: float, cells: int) -> Tensor:

@@ -21,6 +21,8 @@ def test_every_model_has_defaults_for_the_usual_images(name: str, shape: tuple[i
         "nsf": {"hidden_features": 8, "transforms": 2},
         "iresnet": {"hidden": 4, "blocks": 1},
         "residual-flow": {"hidden": 4, "blocks": 1},
+        "vae": {"hidden_features": (8,)},
+        "iwae": {"hidden_features": (8,), "k": 2},
     }.get(name, {})
     model = registry.build(name, shape, 17, small)
     batch = torch.randint(0, 17, (2, *shape), generator=torch.Generator().manual_seed(0))

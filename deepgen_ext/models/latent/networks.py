@@ -34,6 +34,8 @@ class DenseEncoder(nn.Module):
 class DenseDecoder(nn.Module):
     """(rows, D) -> (rows, P, H, W), the widths of the encoder in reverse."""
 
+    shares_bias = False  # every pixel has its own
+
     def __init__(
         self, latent_features: int, hidden: Sequence[int], output_shape: Shape, activation: str
     ) -> None:
@@ -52,7 +54,7 @@ class DenseDecoder(nn.Module):
 
     @torch.no_grad()
     def start_at(self, parameters: Tensor) -> None:
-        """Put out these (P, H, W), before anything is learned, at a hidden layer of zeros."""
+        """Put out these, (P, H, W), where the last hidden layer is zero."""
         self.output.bias.copy_(parameters.flatten())
 
 
@@ -77,6 +79,8 @@ class ConvEncoder(nn.Module):
 
 class ConvDecoder(nn.Module):
     """Dense layers, then two 4x4 transposed convolutions of stride 2, cut to the image."""
+
+    shares_bias = True
 
     def __init__(
         self,
@@ -103,8 +107,8 @@ class ConvDecoder(nn.Module):
 
     @torch.no_grad()
     def start_at(self, parameters: Tensor) -> None:
-        """As of `DenseDecoder`, with the mean over all places."""
-        self.output.bias.copy_(parameters.mean((1, 2)))
+        """As of `DenseDecoder`: (P, 1, 1), the same for all pixels."""
+        self.output.bias.copy_(parameters.flatten())
 
 
 def make_networks(

@@ -174,4 +174,7 @@ class VAE(LatentModel):
     @torch.no_grad()
     def initialize(self, batch: Tensor, *, noise: Tensor | None = None) -> None:
         """Start the decoder's output at the pixels' statistics in `batch`, levels (n, C, H, W)."""
-        self.decoder.start_at(self.distribution.start(self.target(batch, noise)))
+        target = self.target(batch, noise)
+        if self.decoder.shares_bias:  # every pixel counts as an image of one pixel
+            target = target.permute(0, 2, 3, 1).reshape(-1, self.image_shape[0], 1, 1)
+        self.decoder.start_at(self.distribution.start(target))
