@@ -212,7 +212,7 @@ def _memory(setting: Setting) -> Curve:
     return Curve(columns, rows, notes)
 
 
-class _KeptBytes:
+class KeptBytes:
     """Most bytes that autograd keeps alive at once, each storage counted once."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -235,7 +235,7 @@ class _KeptBytes:
 
 
 class _Kept:
-    def __init__(self, counter: _KeptBytes, tensor: Tensor) -> None:
+    def __init__(self, counter: KeptBytes, tensor: Tensor) -> None:
         self.counter, self.tensor = counter, tensor
         counter.add(tensor.untyped_storage(), 1)
 
@@ -260,7 +260,7 @@ def measure_memory(mode: str, depth: int, tiny: bool) -> tuple[float, float]:
     before = _resident("VmRSS")
     step()
     grown = _resident("VmHWM") - before
-    counter = _KeptBytes(model)
+    counter = KeptBytes(model)
     with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda kept: kept.tensor):
         step()
     return counter.peak / 1e6, grown

@@ -57,6 +57,7 @@ def all_entries() -> list[Entry]:
     """Of every op and of the models."""
     ops = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[!_]*.py"))
     modules = [*(f"ops.{op}" for op in ops), "models", "autoregressive_flows", "residual_flows"]
+    modules = [*(f"ops.{op}" for op in ops), "models", "autoregressive_flows", "latent"]
     return [
         entry
         for module in modules

@@ -81,6 +81,17 @@ def test_bits_under_extreme_logits() -> None:
         torch.testing.assert_close(gradient, bit - torch.sigmoid(logits.detach()))
 
 
+@pytest.mark.parametrize("pixels", [1, 2, 63, 64, 65, 784, 3072])
+def test_products_of_probabilities_do_not_underflow(pixels: int) -> None:
+    """Logits near 0, where every factor is a half, in float32 against float64."""
+    logits = 0.01 * torch.randn(2, 3, 1, 1, pixels)
+    target = torch.randint(0, 2, (2, 1, 1, pixels))
+    log_prob = Bernoulli(1, 2).log_prob(logits, target)
+    bits = torch.distributions.Bernoulli(logits=logits[:, :, 0, 0].double())
+    expected = bits.log_prob(target[:, :, 0].double()).sum(2)
+    torch.testing.assert_close(log_prob.double(), expected, rtol=2e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", DECODERS)
 def test_half_parameters_are_summed_in_float32(name: str) -> None:
     distribution, parameters, target = case(name)

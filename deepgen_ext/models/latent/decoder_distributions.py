@@ -241,7 +241,9 @@ class _BernoulliLogProb(torch.autograd.Function):
     def forward(ctx, logits: Tensor, bits: Tensor) -> Tensor:
         ctx.save_for_backward(logits, bits)
         on = torch.matmul(logits, bits.unsqueeze(2)).squeeze(2)
-        return on + F.logsigmoid(-logits).sum(2)
+        # softplus(a) = max(a, 0) - log sigmoid(|a|)
+        likelier = torch.abs(logits).sigmoid_()
+        return on - logits.clamp(min=0).sum(2) + _sum_of_logs(likelier)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
@@ -250,6 +252,21 @@ class _BernoulliLogProb(torch.autograd.Function):
         if torch.is_grad_enabled():  # differentiated again: nothing may be overwritten
             return (bits - torch.sigmoid(logits)) * grad_output, None
         return torch.sigmoid(logits).neg_().add_(bits).mul_(grad_output), None
+
+
+def _sum_of_logs(values: Tensor) -> Tensor:
+    """Over the last dimension, of values in [1/2, 1]: a logarithm for each product of up to 64 of
+    them, none of which underflows. Half the time of logsigmoid.
+    """
+    rest = 0.0
+    for _ in range(6):
+        half, odd = divmod(values.shape[-1], 2)
+        if half == 0:
+            break
+        if odd:
+            rest = rest + values[..., -1].log()
+        values = values[..., :half] * values[..., half : 2 * half]
+    return values.log().sum(-1) + rest
 
 
 DECODERS = {kind.name: kind for kind in (Bernoulli, Gaussian, DiscretizedLogistic)}
