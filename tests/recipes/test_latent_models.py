@@ -227,13 +227,7 @@ def test_help_fits_eighty_columns(command: str) -> None:
 
 
 def test_a_picture_that_cannot_be_written(run_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "x.png"
     with pytest.raises(RecipeError, match="cannot be written"):
-        (tmp_path / "file").write_text("")
-        draw_latents(
-            run_folder,
-            kind="traversal",
-            n=2,
-            seed=0,
-            out=tmp_path / "file" / "x.png",
-            device="cpu",
-        )
+        draw_latents(run_folder, kind="traversal", n=2, seed=0, out=out, device="cpu")
