@@ -70,6 +70,12 @@ DEEPGEN_HD void start_sample(const FixedPointMlp& p, int64_t sample) {
   record[iteration::expansion] = 0;
 }
 
+// Which slots were in use depends on when the sample's turn came, and is nobody's business.
+DEEPGEN_HD void end_sample(const FixedPointMlp& p, int64_t sample) {
+  int32_t* state = p.state + sample * iteration::words;
+  state[iteration::valid] = state[iteration::newest] = state[iteration::proposed] = 0;
+}
+
 // v sigmoid(beta v) scale, without overflow.
 template <class T>
 DEEPGEN_HD T swish_of(T v, T beta, T scale) {

@@ -88,11 +88,7 @@ DEEPGEN_INLINE void layer(const FixedPointMlp& p, int l, const T* below, int64_t
   activate(p.activation, at.units * lanes, static_cast<const T*>(p.betas)[l], values);
 }
 
-// Lanes summed together in registers.
-template <class T>
-constexpr int64_t sum_lanes = 8;
-
-// p, r and the norms of every lane; `last` are the pair of the iteration before.
+// p, r and the norms of W lanes, summed in registers; `last` are the pair of the iteration before.
 template <int64_t W, class T>
 DEEPGEN_INLINE void measure(int64_t features, int64_t lanes, const T* __restrict x,
                             const T* __restrict g, const T* __restrict y,
@@ -179,6 +175,7 @@ struct Solver {
   void finish(int64_t lane, const T* from) {
     T* to = static_cast<T*>(p.x) + samples[lane] * p.features;
     for (int64_t u = 0; u < p.features; ++u) to[u] = from[u * lanes + lane];
+    end_sample(p, samples[lane]);
     refill(lane);
   }
 
@@ -235,21 +232,26 @@ struct Solver {
   }
 
   // x of the lanes whose weights have been set.
-  DEEPGEN_INLINE void mix(const unsigned char* moves) {
+  template <int64_t W>
+  DEEPGEN_INLINE void mix_block(int64_t first, const T* __restrict moves) {
     const int64_t d = p.features;
     for (int64_t u = 0; u < d; ++u) {
-      for (int64_t s = 0; s < lanes; ++s) {
-        T sum = T(0);
-        for (int j = 0; j < p.slots(); ++j)
-          sum += weights[j * lanes + s] * images[(j * d + u) * lanes + s];
-        x[u * lanes + s] = moves[s] ? sum : x[u * lanes + s];
+      T sum[W] = {};
+      for (int j = 0; j < p.slots(); ++j) {
+        const T* __restrict weight = weights + j * lanes + first;
+        const T* __restrict image = images + (j * d + u) * lanes + first;
+#pragma omp simd
+        for (int64_t s = 0; s < W; ++s) sum[s] += weight[s] * image[s];
       }
+      T* __restrict to = x + u * lanes + first;
+#pragma omp simd
+      for (int64_t s = 0; s < W; ++s) to[s] = moves[first + s] != T(0) ? sum[s] : to[s];
     }
   }
 
   DEEPGEN_INLINE void solve() {
     for (int64_t lane = 0; lane < lanes; ++lane) refill(lane);
-    std::vector<unsigned char> moves(lanes);
+    std::vector<T> moves(lanes);
     int slot = 0;
     while (std::any_of(samples.begin(), samples.end(), [](int64_t s) { return s >= 0; })) {
       const T* below = x;
@@ -257,14 +259,20 @@ struct Solver {
         layer<T>(p, l, below, lanes, values[l % 2]);
         below = values[l % 2];
       }
+      constexpr int64_t vector = vector_lanes<T>;
       if (lanes == 1) {
         measure_block<1>(0, slot, below);
       } else {
-        for (int64_t first = 0; first < lanes; first += vector_lanes<T>)
-          measure_block<vector_lanes<T>>(first, slot, below);
+        for (int64_t first = 0; first < lanes; first += vector)
+          measure_block<vector>(first, slot, below);
       }
-      for (int64_t lane = 0; lane < lanes; ++lane) moves[lane] = decide(lane, slot);
-      mix(moves.data());
+      for (int64_t lane = 0; lane < lanes; ++lane) moves[lane] = decide(lane, slot) ? T(1) : T(0);
+      if (lanes == 1) {
+        mix_block<1>(0, moves.data());
+      } else {
+        for (int64_t first = 0; first < lanes; first += vector)
+          mix_block<vector>(first, moves.data());
+      }
       slot = (slot + 1) % p.slots();
     }
   }

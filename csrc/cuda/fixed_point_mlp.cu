@@ -244,6 +244,7 @@ __global__ void __launch_bounds__(threads) solve_kernel(const __grid_constant__ 
     __syncthreads();
     if (!any) break;
   }
+  if (threadIdx.x < count) end_sample(p, first + threadIdx.x);
   for (int64_t i = threadIdx.x; i < count * d; i += threads)
     static_cast<T*>(p.x)[first * d + i] = x[i % d * samples + i / d];
 }

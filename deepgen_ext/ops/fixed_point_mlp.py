@@ -26,9 +26,9 @@ def fixed_point_mlp(
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Solves x + g(x) = y, row by row, for an MLP g(x) = W_n act(... act(W_1 x + b_1) ...) + b_n.
 
-    Lip(g) <= lipschitz < 1. Each row takes the steps of `fixed_point_step`, which says what bounds its error and when it
-    stops; what the others do changes nothing for it. `nn.fixed_point_inverse` calls this where g is
-    such a network, and adds the gradient.
+    Lip(g) <= lipschitz < 1. Each row takes the steps of `fixed_point_step`, which says what bounds
+    its error and when it stops; what the others do changes nothing for it. `nn.fixed_point_inverse`
+    calls this where g is such a network, and adds the gradient.
 
     ==========  =======================================================
     activation  act(v) of hidden layer l
@@ -53,7 +53,7 @@ def fixed_point_mlp(
 
     Returns:
         x, like y; record (n, 4) float64 and state (n, 5) int32, which say of each row what
-        `fixed_point_step` says of them.
+        `fixed_point_step` says of them, but for the last three columns of state, 0 here.
 
     No gradient: nn.fixed_point_inverse has it. Results depend neither on the number of threads nor,
     but for a batch of one, on the batch.

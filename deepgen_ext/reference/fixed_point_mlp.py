@@ -53,6 +53,7 @@ def fixed_point_mlp(
         unfinished = state[i, STATUS] != 1 and record[i, RESIDUAL].isfinite()
         if unfinished and memory and state[i, VALID]:
             x[i] = images[i, state[i, NEWEST]]
+    state[:, VALID:] = 0
     return x, record, state
 
 

@@ -63,7 +63,7 @@ def fused_mlp(g: Callable[[Tensor], Tensor], y: Tensor) -> FusedMLP:
     if len(names) > 1:
         raise NotFused(f"activations of several kinds: {', '.join(sorted(names))}")
     weights, biases = [], []
-    features = y[0].numel()
+    features = y.shape[1:].numel()
     width = features
     for layer in linear:
         weight = _weight(layer)

@@ -23,7 +23,7 @@ class FixedPointResult(NamedTuple):
 
     x: like y. Where a sample has not converged, the best of its iterates.
     error_bound: (n,) float64, |x - x*| <= error_bound; inf where nothing is known.
-    iterations: (n,) int64, the evaluations of g that the sample took (a JVP counts as two).
+    iterations: (n,) int64, the evaluations of g that the sample took.
     converged: (n,) bool, error_bound <= tolerance.
     tolerance: (n,) float64, the tolerance used: tol, or what the dtype can reach where that is more.
     expansion: (n,) float64, the largest |g(a) - g(b)| / |a - b| met on the way, after rounding is
