@@ -12,7 +12,6 @@ from .flow import (
     RealNVP,
     ResidualFlow,
 )
-from .flow import IAF, MAF, Glow, NeuralSplineFlow, PlanarFlow, RadialFlow, RealNVP
 from .latent import IWAE, VAE, LatentModel
 
 __all__ = [

@@ -61,7 +61,7 @@ def test_step_by_step_as_torch(name, options):
                 leaf -= 0.1 * gradient
     before = ours.state_dict()["parametrizations.weight.0._u"].clone()
     for layer in (ours.eval(), theirs.eval()):
-        layer.weight
+        _ = layer.weight
     torch.testing.assert_close(ours.weight, theirs.weight)
     assert torch.equal(before, ours.state_dict()["parametrizations.weight.0._u"])
     theirs.load_state_dict(ours.state_dict())
@@ -118,7 +118,10 @@ def test_conv_is_the_norm_of_the_unrolled_operator(case):
     constraint = layer.parametrizations.weight[0]
     u, v = constraint._u.clone(), constraint._v.clone()
     leaf = original(layer).detach().clone().requires_grad_()
-    scaled = lambda weight: constraint.scaled(weight, u, v, 0)[0]
+
+    def scaled(weight):
+        return constraint.scaled(weight, u, v, 0)[0]
+
     assert torch.autograd.gradcheck(scaled, leaf, fast_mode=True)
     assert torch.autograd.gradgradcheck(scaled, leaf, fast_mode=True)
 
@@ -213,7 +216,7 @@ def test_eval_keeps_the_weight_until_something_changes():
 def test_gradients_in_eval_are_those_of_torch():
     ours, theirs = pair_of(lambda: nn.Conv2d(3, 4, 3).double())
     ours.eval(), theirs.eval()
-    ours.weight  # kept, and the next one has a graph of its own
+    _ = ours.weight  # kept, and the next one has a graph of its own
     cotangent, other = torch.randn_like(ours.weight), torch.randn_like(ours.weight)
     results = []
     for layer in (ours, theirs):
