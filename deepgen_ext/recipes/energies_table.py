@@ -137,7 +137,9 @@ def _caption(results: Sequence[Measured]) -> str:
     seeds = list(of_cell.values())
     spread = "one seed"
     if max(seeds) > 1:
-        spread = f"mean ± standard deviation of {_range(seeds)} seeds"
+        several = _range([count for count in seeds if count > 1])
+        spread = f"mean ± standard deviation of {several} seeds"
+        spread += " (one seed where there is no ±)" if min(seeds) == 1 else ""
     return (
         f"KL(q||p) in nats, {spread}; {_range([m.fit.batch_size for m in results])} samples a "
         f"step; standard error of an estimate at most {max(m.standard_error for m in results):.3f}"

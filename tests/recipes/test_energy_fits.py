@@ -111,7 +111,7 @@ def test_the_table_fits_eighty_columns() -> None:
         ["coupling", "2", "10000"],
         ["coupling", "32", "10000"],
     ]
-    assert "of 1 to 2 seeds" in " ".join(console.file.getvalue().split())
+    assert "of 2 seeds (one seed where there is no ±)" in " ".join(console.file.getvalue().split())
     assert "1.877502" in console.file.getvalue()
 
 
