@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from deepgen_ext.models import IAF, MAF, NeuralSplineFlow
+from deepgen_ext.nn.transforms import ActNorm, BatchNorm, Permutation, SplineCoupling
 from tests.checks import check_model, randomize
 
 MODELS = {
@@ -135,6 +136,26 @@ def test_copies_and_states(name: str) -> None:
 def test_orders_take_turns() -> None:
     orders = [t.made.order.tolist() for t in MAF(3, 3, (4,)).transforms[0][1::2]]
     assert orders == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+    torch.manual_seed(0)
+    orders = [t.made.order.tolist() for t in IAF(9, 2, (4,), order="random").transforms[0][1::2]]
+    assert [sorted(order) for order in orders] == [list(range(9))] * 2
+    assert orders[0] != orders[1]
+    assert list(range(9)) not in orders
+
+
+def test_halves_take_turns_and_pairs_are_permuted() -> None:
+    for features, permutations in ((2, 0), (5, 2)):
+        layers = NeuralSplineFlow(features, 6, 4).transforms[0]
+        swaps = [layer.swap for layer in layers if isinstance(layer, SplineCoupling)]
+        assert swaps == [False, True] * 3
+        assert sum(isinstance(layer, Permutation) for layer in layers) == permutations
+
+
+@pytest.mark.parametrize("model", [MAF, IAF])
+def test_each_layer_stands_behind_a_normalisation(model) -> None:
+    for batch_norm, kind in ((False, ActNorm), (True, BatchNorm)):
+        layers = model(3, 2, (4,), batch_norm=batch_norm).transforms[0]
+        assert [type(layer) for layer in layers[::2]] == [kind] * 2
 
 
 @pytest.mark.parametrize(
