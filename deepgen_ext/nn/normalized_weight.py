@@ -36,7 +36,8 @@ class NormalizedWeight(nn.Module):
         self.n_power_iterations, self.eps, self.coefficient = n_iterations, eps, coefficient
         self.rtol, self.atol = rtol, atol
         self._kept: tuple[Tensor, Any, Tensor] | None = None
-        self.ready: Tensor | None = None  # what a group has computed for this forward pass
+        # What a group has computed for this forward pass: the scaled weight of a call.
+        self.ready: Callable[[Tensor], Tensor] | None = None
 
     # ------------------------------------------------------------ what a norm defines
 
@@ -63,10 +64,10 @@ class NormalizedWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.ready is not None:
-            return self.ready
+            return self.ready(weight)
         if self.training:
             return self.step(weight)
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if is_transformed():
             n = 0 if self.coefficient is None else WARM_UP
             return self.scaled(weight, self._u, self._v, n)[0]
         if torch.is_grad_enabled() and weight.requires_grad:
@@ -76,6 +77,8 @@ class NormalizedWeight(nn.Module):
     def step(self, weight: Tensor) -> Tensor:
         """The scaled weight of a training step; u and v move."""
         u, v, n_iterations = self._u, self._v, self.n_power_iterations
+        if in_backward():
+            return self.scaled(weight, u, v, 0)[0]
         by_tolerance = self.rtol is not None or self.atol is not None
         if by_tolerance and not torch.compiler.is_compiling():
             u, v = self.converged(weight.detach(), u, v, self.rtol or 0.0, self.atol or 0.0)
@@ -108,19 +111,30 @@ class NormalizedWeight(nn.Module):
         return u, v
 
     def with_graph(self, weight: Tensor) -> Tensor:
-        """In eval mode, the scaled weight where its gradient is wanted."""
-        u, v = self.eval_vectors(weight)
-        return self.scaled(weight, u, v, 0)[0]
+        """In eval mode, the scaled weight where its gradient is wanted: of the weight as it is now,
+        whatever has written it, at the u and v that are kept."""
+        return self.scaled(weight, *self.eval_vectors(weight), 0)[0]
 
     def eval_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         if self.coefficient is None:
             return self._u, self._v
-        rtol = 1e-12 if weight.dtype == torch.float64 else 1e-7
-        return self.converged(weight.detach(), self._u, self._v, rtol, 0.0)
+        if is_transformed():
+            return self.iterate(weight.detach(), self._u, self._v, WARM_UP)[:2]
+        return self._kept_of(weight)[1:]
 
     def kept(self, weight: Tensor) -> Tensor:
         """The scaled weight without a graph, computed once for each change."""
-        return self.keep(weight, lambda: self.scaled(weight, *self.eval_vectors(weight), 0)[0])
+        return self._kept_of(weight)[0]
+
+    def _kept_of(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def make() -> tuple[Tensor, Tensor, Tensor]:
+            u, v = self._u, self._v
+            if self.coefficient is not None:
+                rtol = 1e-12 if weight.dtype == torch.float64 else 1e-7
+                u, v = self.converged(weight.detach(), u, v, rtol, 0.0)
+            return self.scaled(weight, u, v, 0)
+
+        return self.keep(weight, make)
 
     def keep(self, weight: Tensor, make: Callable[[], Any]) -> Any:
         """make(), called again when the weight, u or v have changed."""
@@ -161,6 +175,16 @@ class NormalizedWeight(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_power_iterations={self.n_power_iterations}, coefficient={self.coefficient}"
+
+
+def is_transformed() -> bool:
+    """Whether torch.compile or torch.func sees this call: nothing is kept, nothing waits."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+
+
+def in_backward() -> bool:
+    """Whether a checkpoint runs its forward again: u and v stay, or the weight would be another."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def unit(x: Tensor, eps: float) -> Tensor:

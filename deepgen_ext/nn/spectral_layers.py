@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .normalized_weight import in_backward
 from .spectral_norm import SpectralNorm
 
 
@@ -41,11 +42,13 @@ class _OutputScaled:
         constraint, weight = self.constraint, self.weight
         if self._keeps():
             return self._product(x, constraint.kept(weight), self.bias)
-        if self.training:
+        if self.training and not in_backward():
             u, v, sigma = constraint.iterate(
                 weight, constraint._u, constraint._v, constraint.n_power_iterations
             )
             constraint.move(u, v)
+        elif self.training:
+            sigma = constraint.iterate(weight, constraint._u, constraint._v, 0)[2]
         else:
             sigma = constraint.iterate(weight, *constraint.eval_vectors(weight), 0)[2]
         y = self._product(x, weight, None)

@@ -14,7 +14,7 @@ from deepgen_ext.ops import power_iteration, scaled_weight_gradients, spectral_n
 
 from .convolution_norm import ConvolutionNorm
 from .induced_norm import InducedNorm
-from .normalized_weight import WARM_UP, NormalizedWeight
+from .normalized_weight import WARM_UP, NormalizedWeight, in_backward, is_transformed
 from .pickled_parametrization import make_picklable
 
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
@@ -49,6 +49,8 @@ def spectral_norm(
     each use until sigma changes by less than atol + rtol sigma (one wait for the GPU a step). With a
     coefficient, what eval mode uses is iterated to convergence, on copies: a bound that holds, also
     after load_state_dict; under torch.compile, 15 iterations. u and v do not move in eval mode.
+    Nor do they in a backward: a checkpoint's second forward finds the weight of the first, unless
+    the layer was used again in between.
 
     A weight of zeros has sigma = 0 and stays as it is; u and v stay too. A vector is divided by its
     length.
@@ -134,6 +136,7 @@ class SpectralNorm(NormalizedWeight):
     def __init__(self, weight: Tensor, dim: int, **options: Any) -> None:
         super().__init__(**options)
         self.dim = dim % weight.ndim
+        self.grouped = False  # whether `spectral_norm_all` steps it
         matrix = self.matrix(weight.detach())
         rows, columns = matrix.shape[0], matrix[0].numel()
         # u first, then v, as torch draws them: the same seed gives the same vectors.
@@ -167,27 +170,33 @@ class SpectralNorm(NormalizedWeight):
         )
         return self.weight(scaled[0], weight), us[0], vs[0]
 
-    def with_graph(self, weight: Tensor) -> Tensor:
-        if weight.is_inference() or self._u.is_inference():
-            return super().with_graph(weight)
-        scaled, u, v, sigmas = self._kept_with_vectors(weight)
-        matrix = KeptWeight.apply(self.matrix(weight), scaled, u, v, sigmas, self.coefficient)
+    def step(self, weight: Tensor) -> Tensor:
+        if not self.grouped or is_transformed():
+            return super().step(weight)
+        # By the node of a group's step, whoever makes it: a checkpoint compares what nodes save.
+        n_iterations = 0 if in_backward() else self.n_power_iterations
+        scaled, us, vs, sigmas = spectral_normalize(
+            *self.given(weight.detach(), self._u, self._v),
+            n_iterations,
+            self.eps,
+            self.coefficient,
+        )
+        if n_iterations:
+            self.move(us[0], vs[0])
+        return self.attach(weight, scaled[0], us[0], vs[0], sigmas)
+
+    def attach(
+        self, weight: Tensor, scaled: Tensor, u: Tensor, v: Tensor, sigmas: Tensor
+    ) -> Tensor:
+        """What was computed of a weight, with a node of its own for its gradient."""
+        if not (torch.is_grad_enabled() and weight.requires_grad):
+            return self.weight(scaled, weight)
+        matrix = ScaledWeight.apply(self.matrix(weight), scaled, u, v, sigmas, self.coefficient)
         return self.weight(matrix, weight)
 
-    def kept(self, weight: Tensor) -> Tensor:
-        return self.weight(self._kept_with_vectors(weight)[0], weight)
 
-    def _kept_with_vectors(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        def make() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            u, v = self.eval_vectors(weight)
-            results = spectral_normalize(*self.given(weight, u, v), 0, self.eps, self.coefficient)
-            return results[0][0], results[1][0], results[2][0], results[3]
-
-        return self.keep(weight, make)
-
-
-class KeptWeight(torch.autograd.Function):
-    """A scaled weight that was computed before, with the graph it would have had."""
+class ScaledWeight(torch.autograd.Function):
+    """A scaled weight that was computed without a graph, with the graph it would have had."""
 
     @staticmethod
     def forward(ctx, weight, scaled, u, v, sigmas, coefficient):

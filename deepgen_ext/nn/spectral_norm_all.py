@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from deepgen_ext.ops import spectral_normalize
 
+from .normalized_weight import in_backward, is_transformed
 from .spectral_norm import SpectralNorm, spectral_norm
 
 _LAYERS = (
@@ -37,8 +39,10 @@ def spectral_norm_all(
     parametrization already, and weights shared by several layers count once. When the model's
     forward begins in training mode, all weights are iterated and scaled together, and hold until it
     ends: a layer that is used twice in one forward pass moves its u and v once. Two forward passes
-    make two steps, each with a graph of its own. A layer that is called outside of the model's
-    forward does its own step. In eval mode each layer keeps its weight.
+    make two steps. Each use of a weight has a node of its own in the graph: backward passes from
+    several outputs are independent, and what was not used gets no gradient. A layer that is called
+    outside of the model's forward does its own step, but for a checkpoint's second forward, which
+    finds u and v as they are. In eval mode each layer keeps its weight.
 
     The hooks that do it are the model's: wrap it in DistributedDataParallel afterwards, and call
     the model, not model.forward.
@@ -57,6 +61,7 @@ def spectral_norm_all(
         raise ValueError(f"model: no layer with a parameter {name!r} to normalise")
     for layer in layers:
         spectral_norm(layer, name, n_power_iterations, eps, coefficient=coefficient)
+        layer.parametrizations[name][0].grouped = True
     group = SpectralNormGroup(layers, name)
     model.register_forward_pre_hook(group.begin)
     model.register_forward_hook(group.end, always_call=True)
@@ -98,16 +103,32 @@ class SpectralNormGroup:
 
 def _step(members: list[tuple[SpectralNorm, torch.Tensor]]) -> None:
     first = members[0][0]
-    given = [
-        constraint.given(weight, constraint._u, constraint._v) for constraint, weight in members
-    ]
-    matrices, us, vs = ([part[i][0] for part in given] for i in range(3))
-    scaled, us, vs, _ = spectral_normalize(
-        matrices, us, vs, first.n_power_iterations, first.eps, first.coefficient
-    )
+    # A compiler sees one graph. In eager mode one node for all would tie their backwards together.
+    as_one = is_transformed()
+    n_iterations = 0 if in_backward() else first.n_power_iterations
+    with torch.set_grad_enabled(torch.is_grad_enabled() and as_one):
+        given = [c.given(weight, c._u, c._v) for c, weight in members]
+        matrices, us, vs = ([part[i][0] for part in given] for i in range(3))
+        scaled, us, vs, sigmas = spectral_normalize(
+            matrices, us, vs, n_iterations, first.eps, first.coefficient
+        )
     with torch.no_grad():
         buffers = [constraint._u for constraint, _ in members]
         buffers += [constraint._v for constraint, _ in members]
         torch._foreach_copy_(buffers, [*us, *vs])
-    for (constraint, weight), matrix in zip(members, scaled, strict=True):
-        constraint.ready = constraint.weight(matrix, weight)
+    results = zip(scaled, us, vs, sigmas.split(1), strict=True)
+    for (constraint, weight), result in zip(members, results, strict=True):
+        if as_one:
+            constraint.ready = partial(_given, constraint.weight(result[0], weight))
+        else:
+            constraint.ready = partial(_attached, constraint, result)
+
+
+def _given(scaled: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return scaled
+
+
+def _attached(
+    constraint: SpectralNorm, result: tuple[torch.Tensor, ...], weight: torch.Tensor
+) -> torch.Tensor:
+    return constraint.attach(weight, *result)
