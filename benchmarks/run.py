@@ -56,8 +56,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def all_entries() -> list[Entry]:
     """Of every op and of the models."""
     ops = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[!_]*.py"))
-    modules = [*(f"ops.{op}" for op in ops), "models", "autoregressive_flows", "residual_flows"]
-    modules = [*(f"ops.{op}" for op in ops), "models", "autoregressive_flows", "latent"]
+    networks = "models", "autoregressive_flows", "residual_flows", "latent", "spectral_networks"
+    modules = [*(f"ops.{op}" for op in ops), *networks]
     return [
         entry
         for module in modules

@@ -145,6 +145,18 @@ def test_gradient_penalty(how, x):
     check_same(*({name: gradients(model)[name] for name in names} for model in models))
 
 
+@pytest.mark.parametrize("how", NORMALISED)
+def test_second_derivatives_in_the_weights(how, x):
+    models = make(lambda: Trunk(None), NORMALISED[how]), make(lambda: Trunk(None), THEIRS)
+    results = []
+    for model in models:
+        leaves = [p for name, p in model.named_parameters() if "original" in name]
+        first = torch.autograd.grad(model(x).sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        results.append(dict(enumerate(second)))
+    check_same(*results)
+
+
 @pytest.mark.parametrize("coefficient", [None, 0.3])
 def test_gradients_in_eval_see_every_change(coefficient):
     """gradcheck writes through `.data`, which moves no version counter."""
@@ -166,18 +178,18 @@ def test_a_weight_changed_before_its_backward_is_refused(how, x):
 
 
 @pytest.mark.parametrize("how", NORMALISED)
-def test_buffers_written_between_forward_and_backward(how, x):
+@pytest.mark.parametrize("part", ["model", "layer"])
+@pytest.mark.parametrize("training", [True, False])
+def test_buffers_written_between_forward_and_backward(how, part, training, x):
     """DDP's broadcast does that before a second forward: pytorch#62293."""
-    model = make(TwoHeads, NORMALISED[how])
-    for training in (True, False):
-        first, _ = model.train(training)(x)
-        expected = torch.autograd.grad(
-            first, model.a.parametrizations.weight.original, retain_graph=True
-        )
-        for buffer in model.buffers():
-            buffer.copy_(torch.randn_like(buffer))
-        (actual,) = torch.autograd.grad(first, model.a.parametrizations.weight.original)
-        torch.testing.assert_close(actual, expected[0])
+    model = make(TwoHeads, NORMALISED[how]).train(training)
+    original = model.a.parametrizations.weight.original
+    loss = model(x)[0] if part == "model" else model.a(x).square().sum()
+    (expected,) = torch.autograd.grad(loss, original, retain_graph=True)
+    for buffer in model.buffers():
+        buffer.copy_(torch.randn_like(buffer))
+    (actual,) = torch.autograd.grad(loss, original)
+    torch.testing.assert_close(actual, expected)
 
 
 def _train_as(rank: int, port: int) -> dict[str, torch.Tensor]:
