@@ -113,9 +113,11 @@ DEEPGEN_HD void anderson_weights(const double* gram, int memory, int32_t valid, 
   double factor[most_memory][most_memory], right[most_memory], scale[most_memory];
   int slots[most_memory], count = 0;
   const double corner = gram[newest * memory + newest];
-  for (int j = 0; j < memory; ++j) {
+  // Oldest first: which slot a sample began with changes nothing.
+  for (int age = 1; age < memory; ++age) {
+    const int j = (newest + age) % memory;
     weights[j] = 0;
-    if (j == newest || !(valid >> j & 1)) continue;
+    if (!(valid >> j & 1)) continue;
     const double cross = gram[newest * memory + j];
     const double square = gram[j * memory + j] - 2 * cross + corner;
     if (!(square > 0)) continue;

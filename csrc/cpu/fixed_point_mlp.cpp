@@ -231,13 +231,14 @@ struct Solver {
     }
   }
 
-  // x of the lanes whose weights have been set.
+  // x of the lanes whose weights have been set. Oldest pair first, as the weights were found.
   template <int64_t W>
-  DEEPGEN_INLINE void mix_block(int64_t first, const T* __restrict moves) {
+  DEEPGEN_INLINE void mix_block(int64_t first, int slot, const T* __restrict moves) {
     const int64_t d = p.features;
     for (int64_t u = 0; u < d; ++u) {
       T sum[W] = {};
-      for (int j = 0; j < p.slots(); ++j) {
+      for (int age = 1; age <= p.slots(); ++age) {
+        const int j = (slot + age) % p.slots();
         const T* __restrict weight = weights + j * lanes + first;
         const T* __restrict image = images + (j * d + u) * lanes + first;
 #pragma omp simd
@@ -268,10 +269,10 @@ struct Solver {
       }
       for (int64_t lane = 0; lane < lanes; ++lane) moves[lane] = decide(lane, slot) ? T(1) : T(0);
       if (lanes == 1) {
-        mix_block<1>(0, moves.data());
+        mix_block<1>(0, slot, moves.data());
       } else {
         for (int64_t first = 0; first < lanes; first += vector)
-          mix_block<vector>(first, moves.data());
+          mix_block<vector>(first, slot, moves.data());
       }
       slot = (slot + 1) % p.slots();
     }

@@ -232,7 +232,8 @@ __global__ void __launch_bounds__(threads) solve_kernel(const __grid_constant__ 
       const int s = i % samples;
       if (!moves[s]) continue;
       T sum = 0;
-      for (int j = 0; j < m; ++j) {
+      for (int age = 1; age <= m; ++age) {
+        const int j = (slot + age) % m;
         // What a weight of 0 belongs to may not be finite.
         const T weight = weights[j * samples + s];
         if (weight != T(0)) sum += weight * memory[layout.images + j * d * samples + i];
