@@ -29,8 +29,8 @@ void describe_layers(FixedPointMlp& p, const Tensor& y, TensorList weights, Tens
                     "weights must be those of 1 to ", most_mlp_layers, " layers, got ",
                     weights.size());
   TORCH_CHECK_VALUE(biases.size() == weights.size(),
-                    "biases must have an entry for each of the weights, ", weights.size(),
-                    ", got ", biases.size());
+                    "biases must have an entry for each of the weights, ", weights.size(), ", got ",
+                    biases.size());
   p.layers = static_cast<int>(weights.size());
   for (int l = 0; l < p.layers; ++l) {
     const std::string weight_name = "weights[" + std::to_string(l) + "]";
@@ -67,10 +67,12 @@ Tensor scratch_for(FixedPointMlp& p, const Tensor& like) {
   return scratch;
 }
 
-std::tuple<Tensor, Tensor, Tensor> fixed_point_mlp(
-    const Tensor& y, const Tensor& x0, const Tensor& tolerance, TensorList weights,
-    TensorList biases, const Tensor& betas, std::string_view activation, double lipschitz,
-    double rounding, int64_t max_iterations, int64_t memory) {
+std::tuple<Tensor, Tensor, Tensor> fixed_point_mlp(const Tensor& y, const Tensor& x0,
+                                                   const Tensor& tolerance, TensorList weights,
+                                                   TensorList biases, const Tensor& betas,
+                                                   std::string_view activation, double lipschitz,
+                                                   double rounding, int64_t max_iterations,
+                                                   int64_t memory) {
   FixedPointMlp p{storage_of(y, "y"), activation_named(activation)};
   TORCH_CHECK_TYPE(p.storage == Storage::f32 || p.storage == Storage::f64,
                    "y must be a float32 or float64 tensor, got ", y.scalar_type());
@@ -78,10 +80,10 @@ std::tuple<Tensor, Tensor, Tensor> fixed_point_mlp(
   check_same_shape(x0, "x0", y, "y");
   TORCH_CHECK_TYPE(tolerance.scalar_type() == at::kDouble,
                    "tolerance must be a float64 tensor, got ", tolerance.scalar_type());
-  TORCH_CHECK_VALUE(tolerance.dim() == 1 && tolerance.size(0) == y.size(0) &&
-                        tolerance.device() == y.device(),
-                    "tolerance must have the shape [", y.size(0), "] on the device of y, got ",
-                    tolerance.sizes(), " on ", tolerance.device());
+  TORCH_CHECK_VALUE(
+      tolerance.dim() == 1 && tolerance.size(0) == y.size(0) && tolerance.device() == y.device(),
+      "tolerance must have the shape [", y.size(0), "] on the device of y, got ", tolerance.sizes(),
+      " on ", tolerance.device());
   TORCH_CHECK_VALUE(lipschitz > 0 && lipschitz < 1, "lipschitz must lie in (0, 1), got ",
                     lipschitz);
   TORCH_CHECK_VALUE(rounding >= 0 && std::isfinite(rounding),
@@ -96,8 +98,10 @@ std::tuple<Tensor, Tensor, Tensor> fixed_point_mlp(
   describe_layers(p, y, weights, biases, kept);
   check_same_type(betas, "betas", y, "y");
   TORCH_CHECK_VALUE(betas.dim() == 1 && betas.size(0) == p.layers - 1,
-                    "betas must have the shape [", p.layers - 1, "], a number for each hidden "
-                    "layer, got ", betas.sizes());
+                    "betas must have the shape [", p.layers - 1,
+                    "], a number for each hidden "
+                    "layer, got ",
+                    betas.sizes());
   const Tensor dense_y = y.contiguous(), dense_x0 = x0.contiguous(),
                dense_tolerance = tolerance.contiguous(), dense_betas = betas.contiguous();
   const auto numbers = y.options().dtype(at::kDouble);

@@ -8,8 +8,8 @@ namespace {
 
 using at::Tensor;
 
-void check(const Tensor& tensor, const char* name, at::ScalarType type,
-           std::vector<int64_t> shape, const Tensor& x) {
+void check(const Tensor& tensor, const char* name, at::ScalarType type, std::vector<int64_t> shape,
+           const Tensor& x) {
   TORCH_CHECK_TYPE(tensor.scalar_type() == type, name, " must be a ", type, " tensor, got ",
                    tensor.scalar_type());
   TORCH_CHECK_VALUE(tensor.sizes() == at::IntArrayRef(shape), name, " must have the shape ",
@@ -19,9 +19,8 @@ void check(const Tensor& tensor, const char* name, at::ScalarType type,
   TORCH_CHECK_VALUE(tensor.is_contiguous(), name, " must be contiguous");
 }
 
-void fixed_point_step(Tensor x, const Tensor& g_x, const Tensor& y, Tensor images,
-                      Tensor residuals, Tensor gram, Tensor record, Tensor state, double lipschitz,
-                      double rounding) {
+void fixed_point_step(Tensor x, const Tensor& g_x, const Tensor& y, Tensor images, Tensor residuals,
+                      Tensor gram, Tensor record, Tensor state, double lipschitz, double rounding) {
   FixedPointStep p{storage_of(x, "x")};
   TORCH_CHECK_TYPE(p.storage == Storage::f32 || p.storage == Storage::f64,
                    "x must be a float32 or float64 tensor, got ", x.scalar_type());

@@ -2,10 +2,10 @@
 // sample: residual, error bound, whether to stop, and the next x.
 //
 // With p = y - g(x) and r = p - x, |p - x*| <= (L |r| + e) / (1 - L) by Banach's theorem, e the
-// rounding of p. A Picard step goes to p. Anderson's method keeps the last `memory` pairs (p_j, r_j)
-// and goes to sum alpha_j p_j, sum alpha_j = 1, with |sum alpha_j r_j| least: that takes the scalar
-// products of the r_j, one new row of them a step. Where a proposal of that kind does not lower |r|
-// the sample goes back to the p before, a Picard step, which must.
+// rounding of p. A Picard step goes to p. Anderson's method keeps the last `memory` pairs (p_j,
+// r_j) and goes to sum alpha_j p_j, sum alpha_j = 1, with |sum alpha_j r_j| least: that takes the
+// scalar products of the r_j, one new row of them a step. Where a proposal of that kind does not
+// lower |r| the sample goes back to the p before, a Picard step, which must.
 #pragma once
 
 #include <cmath>
@@ -129,9 +129,8 @@ DEEPGEN_HD void anderson_weights(const double* gram, int memory, int32_t valid, 
   for (int i = 0; i < count; ++i) {
     for (int j = 0; j <= i; ++j) {
       double sum = i == j ? 1 + 1e-10
-                          : (gram[slots[i] * memory + slots[j]] -
-                             gram[newest * memory + slots[i]] - gram[newest * memory + slots[j]] +
-                             corner) *
+                          : (gram[slots[i] * memory + slots[j]] - gram[newest * memory + slots[i]] -
+                             gram[newest * memory + slots[j]] + corner) *
                                 scale[i] * scale[j];
       for (int k = 0; k < j; ++k) sum -= factor[i][k] * factor[j][k];
       // The diagonal holds inverses.

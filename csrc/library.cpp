@@ -83,11 +83,14 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "float min_bin_height, float min_derivative) -> (Tensor, Tensor, Tensor, Tensor)");
 
   m.def(
-      "fixed_point_step(Tensor(a!) x, Tensor g_x, Tensor y, Tensor(b!) images, Tensor(c!) residuals, "
-      "Tensor(d!) gram, Tensor(e!) record, Tensor(f!) state, float lipschitz, float rounding) -> ()");
+      "fixed_point_step(Tensor(a!) x, Tensor g_x, Tensor y, Tensor(b!) images, Tensor(c!) "
+      "residuals, "
+      "Tensor(d!) gram, Tensor(e!) record, Tensor(f!) state, float lipschitz, float rounding) -> "
+      "()");
   m.def(
       "fixed_point_mlp(Tensor y, Tensor x0, Tensor tolerance, Tensor[] weights, Tensor[] biases, "
-      "Tensor betas, str activation, float lipschitz, float rounding, int max_iterations, int memory) "
+      "Tensor betas, str activation, float lipschitz, float rounding, int max_iterations, int "
+      "memory) "
       "-> (Tensor x, Tensor record, Tensor state)");
 
   m.def("planar_chain(Tensor z, Tensor parameters) -> (Tensor output, Tensor log_det)");

@@ -291,8 +291,7 @@ void solve_all(const FixedPointMlp& p) {
   constexpr int64_t vector = vector_lanes<T>, most = 2 * vector;
   at::parallel_for(0, p.batch, vector, [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
-    const int64_t lanes =
-        p.batch == 1 ? 1 : std::min(most, (count + vector - 1) / vector * vector);
+    const int64_t lanes = p.batch == 1 ? 1 : std::min(most, (count + vector - 1) / vector * vector);
     Solver<T> solver(p, lanes, begin, end);
     solve(solver);
   });

@@ -2,10 +2,10 @@
 //
 // A thread owns whole samples. x, g(x), y and the `memory` vectors r_j of a sample are read once,
 // for p, r, the norms and the new row of scalar products; the vectors p_j once, for the mixture; p,
-// r and the next x are written: (2 memory + 6) numbers an element, which bound it, where eager torch
-// (torchdeq's Anderson) walks the history for each of its batched products and solves with LAPACK
-// sample by sample. Samples that have stopped cost nothing. Sums are in double: scalar products of
-// residuals that hardly differ are subtracted from one another.
+// r and the next x are written: (2 memory + 6) numbers an element, which bound it, where eager
+// torch (torchdeq's Anderson) walks the history for each of its batched products and solves with
+// LAPACK sample by sample. Samples that have stopped cost nothing. Sums are in double: scalar
+// products of residuals that hardly differ are subtracted from one another.
 #include "../fixed_point_step.h"
 
 #include <ATen/Parallel.h>
@@ -75,7 +75,8 @@ DEEPGEN_INLINE void step_one(const FixedPointStep& p, int64_t sample) {
   if (state[iteration::status] != iteration::running) return;
   const int64_t n = p.features;
   T* x = static_cast<T*>(p.x) + sample * n;
-  const T *g = static_cast<const T*>(p.g_x) + sample * n, *y = static_cast<const T*>(p.y) + sample * n;
+  const T *g = static_cast<const T*>(p.g_x) + sample * n,
+          *y = static_cast<const T*>(p.y) + sample * n;
   if (p.memory == 0) {
     const StepSums sums = measure<false, T>(n, x, g, y, nullptr, nullptr, nullptr, nullptr);
     if (judge(sums, p.lipschitz, p.rounding, 0, 0, record, state) == Next::keep) return;

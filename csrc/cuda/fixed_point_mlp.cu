@@ -3,11 +3,10 @@
 // A thread block iterates 8 samples until all of them are done, with nothing but __syncthreads
 // between layers; the host learns nothing before the end and launches once. Activations and history
 // lie in shared memory, unit-major, or in global scratch where they do not fit; so do the weights
-// where all of them fit beside, else all blocks read them at about the same time from L2. The chain of layers times evaluations bounds
-// small batches, the products large ones. A sample that is done keeps its lane until the block
-// ends.
+// where all of them fit beside, else all blocks read them at about the same time from L2. The chain
+// of layers times evaluations bounds small batches, the products large ones. A sample that is done
+// keeps its lane until the block ends.
 #include "../fixed_point_mlp.h"
-
 #include "tile_product.cuh"
 
 namespace deepgen::cuda {
@@ -126,8 +125,8 @@ __device__ bool decide(const FixedPointMlp& p, int64_t sample, int slot, const d
                        double* gram, T* weights) {
   const int m = p.slots(), s = threadIdx.x;
   int32_t* const state = p.state + sample * iteration::words;
-  const StepSums found = {sums[s], sums[samples + s], sums[2 * samples + s],
-                          sums[3 * samples + s], sums[4 * samples + s]};
+  const StepSums found = {sums[s], sums[samples + s], sums[2 * samples + s], sums[3 * samples + s],
+                          sums[4 * samples + s]};
   const Next to = judge(found, p.lipschitz, p.rounding, p.memory, slot,
                         p.record + sample * iteration::numbers, state);
   for (int j = 0; j < m; ++j) weights[j * samples + s] = T(0);
@@ -159,7 +158,7 @@ template <class T>
 __global__ void __launch_bounds__(threads) solve_kernel(const __grid_constant__ FixedPointMlp p) {
   DEEPGEN_DYNAMIC_SHARED(T, shared);
   DEEPGEN_SHARED(double, sums, (norms + most_memory) * samples);
-  DEEPGEN_SHARED(double, grams, samples* most_memory* most_memory);
+  DEEPGEN_SHARED(double, grams, samples * most_memory * most_memory);
   DEEPGEN_SHARED(double, mixture, most_memory* samples);  // of T: room for either
   DEEPGEN_SHARED(int32_t, runs, samples);                 // 1: runs; 0: done
   DEEPGEN_SHARED(int32_t, moves, samples);
@@ -207,8 +206,9 @@ __global__ void __launch_bounds__(threads) solve_kernel(const __grid_constant__ 
       below = values;
       __syncthreads();
     }
-    T *const image = memory + layout.images + slot * d * samples,
-             *const residual = memory + layout.residuals + slot * d * samples;
+    T *const image = memory + layout.images + slot * d * samples, *const residual =
+                                                                      memory + layout.residuals +
+                                                                      slot * d * samples;
     for (int64_t i = threadIdx.x; i < d * samples; i += threads) {
       image[i] = y[i] - below[i];
       residual[i] = image[i] - x[i];

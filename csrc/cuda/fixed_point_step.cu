@@ -1,13 +1,12 @@
 // fixed_point_step on the GPU.
 //
-// A block of 256 threads owns a sample: its elements are walked over twice, once for p, r, the norms
-// and the scalar products with the r_j, once, mostly from L2, for the mixture of the p_j; memory
-// bounds it. Between the two one thread judges and solves the small system, some microseconds in
-// double that other blocks on the multiprocessor cover. A stopped sample's block reads a word. The
-// host learns nothing here, so it need not wait. Sums go through shuffles and shared memory in a
-// fixed order.
+// A block of 256 threads owns a sample: its elements are walked over twice, once for p, r, the
+// norms and the scalar products with the r_j, once, mostly from L2, for the mixture of the p_j;
+// memory bounds it. Between the two one thread judges and solves the small system, some
+// microseconds in double that other blocks on the multiprocessor cover. A stopped sample's block
+// reads a word. The host learns nothing here, so it need not wait. Sums go through shuffles and
+// shared memory in a fixed order.
 #include "../fixed_point_step.h"
-
 #include "rows.cuh"
 
 namespace deepgen::cuda {

@@ -1,6 +1,6 @@
 // Products of weights with the values of a tile of samples, by one thread block. Values are
-// unit-major: value u of sample s lies at [u * samples + s]. A warp takes rows, its lanes 8 samples x 4 parts
-// of the columns, whose sums shuffles join.
+// unit-major: value u of sample s lies at [u * samples + s]. A warp takes rows, its lanes 8 samples
+// x 4 parts of the columns, whose sums shuffles join.
 #pragma once
 
 #include "launch.cuh"

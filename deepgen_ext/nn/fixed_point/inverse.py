@@ -44,8 +44,7 @@ def fixed_point_inverse(
 
     e the rounding of p. That is `error_bound`, and a sample stops when it is at most `tol`. e is taken
     as rounding * eps (|x| + |y|), by which g may be off too (more is met where hidden units or biases
-    are much larger than x).  A tolerance below 2 e / (1 - L) cannot be reached
-    and is raised to it: `result.tolerance` says which was used. `lipschitz` is believed until two
+    are much larger than x). A tolerance below 2 e / (1 - L) cannot be reached and is raised to it: `result.tolerance` says which was used. `lipschitz` is believed until two
     evaluations show more: then the measured expansion takes its place, and from 1 on the sample is
     given up (status 2).
 
@@ -74,7 +73,8 @@ def fixed_point_inverse(
             else its `status` says so, its bound is inf or above the tolerance, and its gradient NaN.
         compact: on the CPU, call g with the samples that still run only. None: where g is a Module.
             False for a g that closes over tensors of the batch, as a context. On CUDA g always gets
-            all samples, those that have stopped stay as they are, and the host never waits.
+            all samples, those that have stopped stay as they are, and the host waits once, for
+            raise_on_failure.
         fused: iterate in one kernel (`ops.fixed_point_mlp`), which MLPs of known layers can
             (`fixed_point.mlp`): a Sequential of Linear, parametrized or masked ones too, with ReLU, ELU,
             Tanh or SiLU between, or nn.MLP. None: where it can be; `result.method` says whether it was.
