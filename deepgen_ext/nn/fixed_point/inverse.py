@@ -44,9 +44,9 @@ def fixed_point_inverse(
 
     e the rounding of p. That is `error_bound`, and a sample stops when it is at most `tol`. e is taken
     as rounding * eps (|x| + |y|), by which g may be off too (more is met where hidden units or biases
-    are much larger than x). A tolerance below 2 e / (1 - L) cannot be reached and is raised to it: `result.tolerance` says which was used. `lipschitz` is believed until two
-    evaluations show more: then the measured expansion takes its place, and from 1 on the sample is
-    given up (status 2).
+    are much larger than x). A tolerance below 2 e / (1 - L) cannot be reached and is raised to it:
+    `result.tolerance` says which was used. `lipschitz` is believed until two evaluations show more:
+    then the measured expansion takes its place, and from 1 on the sample is given up (status 2).
 
     ==========  ==================================================================================
     method      next x
