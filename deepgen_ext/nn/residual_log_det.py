@@ -181,10 +181,15 @@ def _exact(
     copies = x.repeat_interleave(dims, 0)
     if context is not None:
         context = context.repeat_interleave(dims, 0)
-    output = _call(g, copies, context)
     eye = torch.eye(dims, dtype=x.dtype, device=x.device)
     units = eye.expand(n, dims, dims).reshape(copies.shape)
-    (rows,) = torch.autograd.grad(output, copies, units, create_graph=differentiable)
+    if differentiable or not hasattr(g, "linearize"):
+        output = _call(g, copies, context)
+        (rows,) = torch.autograd.grad(output, copies, units, create_graph=differentiable)
+    else:
+        with torch.no_grad():
+            output, product = g.linearize(copies, context)
+            rows = product(units)
     jacobian = rows.reshape(n, dims, dims).to(_accumulate(x.dtype))
     log_det = torch.linalg.slogdet(eye.to(jacobian.dtype) + jacobian)[1]
     return Estimate(output.view(n, dims, *x.shape[1:])[:, 0], log_det, log_det.detach()[None])

@@ -22,9 +22,28 @@ LAYERS = {
 def test_contract(name: str) -> None:
     torch.manual_seed(0)
     make, shape, context = LAYERS[name]
-    layer = InvertibleResidual(make(), "exact").eval()
+    # Finite differences of the weights write past the normalised weights kept for evaluation.
+    layer = InvertibleResidual(make(), "exact").eval().requires_grad_(False)
     given = torch.randn(shape[0], context) if context else None
     check_transform(layer, torch.randn(shape), given, pickles=False)
+
+
+class Plain(nn.Module):
+    """tanh(x W + c) V, its weights small as they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(3, 3))
+        self.out = nn.Parameter(0.3 * torch.randn(3, 3))
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x @ self.weight + context) @ self.out
+
+
+def test_contract_with_gradients_of_the_weights() -> None:
+    torch.manual_seed(0)
+    layer = InvertibleResidual(Plain(), "exact", lipschitz=0.9)
+    check_transform(layer, torch.randn(3, 3), torch.randn(3, 3))
 
 
 class Linear(nn.Module):
