@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks import peers
+from benchmarks import peers, residual_peers
 from benchmarks.harness import Case, Entry, Results, Rival, Setting
 from deepgen_ext.nn import LipschitzConvNet, LipschitzMLP, LogDetEstimator
 from deepgen_ext.nn.transforms import InvertibleResidual
@@ -96,15 +96,12 @@ def _series(g: nn.Module, x: Tensor, signs: Tensor) -> Tensor:
 
 
 def _normflows(g: nn.Module, y: Tensor) -> Rival:
-    """Its block around the same g. It cuts its series at a given term in training mode alone."""
+    """Its block around the same g."""
     name = f"normflows, {TERMS} terms"
-    if not peers.is_installed("normflows"):
-        return Rival(name, missing=peers.NotInstalled("normflows").reason)
-    from normflows.flows.residual import iResBlock
-
-    block = iResBlock(g, n_power_series=TERMS, neumann_grad=False)
-    block.training = True  # not g
-    own = iResBlock(copy.deepcopy(g).double(), n_power_series=TERMS)
+    block = residual_peers.normflows_block(g, TERMS)
+    if isinstance(block, peers.NotInstalled):
+        return Rival(name, missing=block.reason)
+    own = residual_peers.normflows_block(copy.deepcopy(g).double(), TERMS)
 
     def run() -> Results:
         with torch.no_grad():

@@ -200,4 +200,10 @@ def test_only_peers_imports_peers():
         for path in (ROOT / folder).rglob("*.py")
         if any(f"import {n}" in path.read_text() or f"from {n}" in path.read_text() for n in names)
     ]
-    assert set(found) == {"chain_peers.py", "masked_peers.py", "peers.py", "spline_peers.py"}
+    assert set(found) == {
+        "chain_peers.py",
+        "masked_peers.py",
+        "peers.py",
+        "residual_peers.py",
+        "spline_peers.py",
+    }
