@@ -23,7 +23,7 @@ def build(name: str, features: int = 3, std: float = 0.2):
 def test_draws_come_with_their_density(name: str) -> None:
     posterior = build(name)
     h, eps = torch.randn(4, 5).double(), torch.randn(4, 6, 3).double()
-    z, log_q = posterior.draw(h, eps)
+    z, log_q, *_ = posterior.draw(h, eps)
     assert z.shape == (4, 6, 3)
     torch.testing.assert_close(posterior(z, h), log_q, rtol=1e-8, atol=1e-8)
     if name == "gaussian":
@@ -50,7 +50,7 @@ def test_images_do_not_mix(name: str) -> None:
     h, eps = torch.randn(3, 5).double(), torch.randn(3, 4, 3).double()
     moved = h.clone()
     moved[1] += 1
-    for before, after in zip(posterior.draw(h, eps), posterior.draw(moved, eps)):
+    for before, after in zip(posterior.draw(h, eps)[:2], posterior.draw(moved, eps)[:2]):
         changed = (before != after).flatten(2).any(2) if before.ndim == 3 else before != after
         assert changed[1].all()
         assert not changed[[0, 2]].any()
@@ -62,12 +62,22 @@ def test_kl_of_gaussians() -> None:
     posterior, h = build("gaussian"), torch.randn(4, 5).double()
     mean, log_scale = posterior.base(h)
     expected = kl_divergence(Normal(mean, log_scale.exp()), Normal(0.0, 1.0)).sum(1)
-    torch.testing.assert_close(posterior.kl(h), expected)
-    z, log_q = posterior.draw(h, torch.randn(4, 20_000, 3).double())
-    drawn = log_q - log_normal(z)
-    error = drawn.std(1) / 20_000**0.5
-    assert ((drawn.mean(1) - expected).abs() < 5 * error).all()
-    assert all(build(name).kl(h) is None for name in FLOWS)
+    draws = posterior.draw(h, torch.randn(4, 2, 3).double())
+    torch.testing.assert_close(posterior.kl(h, draws), expected)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_kl_of_flows(name: str) -> None:
+    """That of the plain average in expectation, and at the identity without any noise."""
+    posterior, h = build(name, std=0.05), torch.randn(4, 5).double()
+    draws = posterior.draw(h, torch.randn(4, 20_000, 3).double())
+    plain = draws.log_q - log_normal(draws.z)
+    error = plain.std(1) / 20_000**0.5
+    assert ((posterior.kl(h, draws) - plain.mean(1)).abs() < 5 * error).all()
+    if name in ("iaf", "realnvp"):
+        fresh = make_posterior(name, 5, 3).double()
+        kls = [fresh.kl(h, fresh.draw(h, torch.randn(4, 1, 3).double())) for _ in range(2)]
+        torch.testing.assert_close(kls[0], kls[1])
 
 
 @pytest.mark.parametrize("name", POSTERIORS)
@@ -95,7 +105,7 @@ def test_mode_is_the_draw_without_noise(name: str) -> None:
 
 def test_scales_are_bounded() -> None:
     posterior = build("gaussian")
-    z, log_q = posterior.draw(1e4 * torch.randn(4, 5).double(), torch.randn(4, 2, 3).double())
+    z, log_q, *_ = posterior.draw(1e4 * torch.randn(4, 5).double(), torch.randn(4, 2, 3).double())
     assert z.isfinite().all()
     assert log_q.abs().max() < 3 * (7 + 20)
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from deepgen_ext import cli
 from deepgen_ext.models import IWAE, VAE
-from deepgen_ext.recipes import RecipeError, checkpoint
+from deepgen_ext.recipes import RecipeError, checkpoint, registry
 from deepgen_ext.recipes.latent_pictures import draw_latents, true_posterior
 from deepgen_ext.recipes.metrics import evaluate, importance_estimate
 from deepgen_ext.recipes.run import Settings
@@ -86,6 +86,9 @@ def test_processes_share_the_noise_of_the_latents(tiny: Callable[..., Settings])
     parts = [_latent_noise(settings, net, 3, slice(i, i + 3), cpu) for i in (0, 3)]
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(_latent_noise(settings, net, 4, slice(None), cpu), whole)
+    levels, pixels = images(6)
+    loss = registry.latent_step(net, levels, (pixels, whole))
+    assert torch.equal(loss, net.loss(levels, noise=pixels, eps=whole))
 
 
 def test_scores_are_the_models_own() -> None:

@@ -140,7 +140,7 @@ class LatentModel(nn.Module):
         _check_positive("k", k)
         _check_positive("chunk", chunk)
         target = self.target(levels, noise, generator)
-        images = max(1, chunk // k)
+        images = max(1, chunk // k)  # whole images at a time where they fit, else parts of one
         parts = [
             self._log_likelihood(target[start : start + images], k, chunk, generator)
             for start in range(0, target.shape[0], images)
@@ -223,9 +223,8 @@ class LatentModel(nn.Module):
         n = target.shape[0]
         h = self.encode(target)
         running = RunningLogMeanExp(n, target.device)
-        at_once = max(1, chunk // n)
-        for start in range(0, k, at_once):
-            eps = self.draw_eps(n, min(at_once, k - start), None, generator)
+        for start in range(0, k, chunk):
+            eps = self.draw_eps(n, min(chunk, k - start), None, generator)
             running.add(self.log_weights(h, target, eps))
         return running.value
 

@@ -25,10 +25,15 @@ _MAX_LOG_SCALE = 7.0
 
 
 class Draws(NamedTuple):
-    """z (n, k, D), and ln q(z|x) (n, k) as a function of the noise that z was made of."""
+    """z (n, k, D), and ln q(z|x) (n, k) as a function of the noise that z was made of.
+
+    `base` and `base_log_q` are the same before the flow: of the Gaussian.
+    """
 
     z: Tensor
     log_q: Tensor
+    base: Tensor
+    base_log_q: Tensor
 
 
 class Posterior(nn.Module):
@@ -63,9 +68,9 @@ class Posterior(nn.Module):
         z = mean.unsqueeze(1) + log_scale.exp().unsqueeze(1) * eps
         log_q = log_normal(eps) - log_scale.sum(1, keepdim=True)
         if self.flow is None:
-            return Draws(z, log_q)
-        z, log_det = self._flow(self.flow, z, h)
-        return Draws(z, log_q - log_det)
+            return Draws(z, log_q, z, log_q)
+        moved, log_det = self._flow(self.flow, z, h)
+        return Draws(moved, log_q - log_det, z, log_q)
 
     def forward(self, z: Tensor, h: Tensor) -> Tensor:
         """ln q(z|x), (n, k), of any z (n, k, D): a flow is inverted."""
@@ -81,12 +86,20 @@ class Posterior(nn.Module):
         fixed = {name: value.detach() for name, value in self.named_parameters()}
         return torch.func.functional_call(self, fixed, (z, h.detach()))
 
-    def kl(self, h: Tensor) -> Tensor | None:
-        """KL(q(z|x) || N(0, I)) in closed form, (n,); None where only draws can tell it."""
-        if self.flow is not None:
-            return None
+    def kl(self, h: Tensor, draws: Draws) -> Tensor:
+        """KL(q(z|x) || N(0, I)), (n,): that of the Gaussian in closed form, and from the draws what
+        the flow changes of it.
+
+        Without the closed form the noise of the draws drowns the gradient at the start, and latents
+        stay unused for long.
+        """
         mean, log_scale = self.base(h)
-        return 0.5 * (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1)
+        closed = 0.5 * (mean.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum(1)
+        if self.flow is None:
+            return closed
+        after = draws.log_q - log_normal(draws.z)
+        before = draws.base_log_q - log_normal(draws.base)
+        return closed + (after - before).mean(1)
 
     def mode(self, h: Tensor) -> Tensor:
         """Where the noise is zero, (n, D): the mean of a Gaussian."""

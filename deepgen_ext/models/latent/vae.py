@@ -17,8 +17,8 @@ class VAE(LatentModel):
     """Kingma & Welling, "Auto-Encoding Variational Bayes", 2014, arXiv:1312.6114.
 
     p(z) = N(0, I), p(x|z) factored over pixels, q(z|x) a diagonal Gaussian or a flow of one. The
-    bound is ELBO = E_q[ln p(x|z)] - KL(q(z|x) || p(z)) <= ln p(x); the KL of a Gaussian is in closed
-    form, that of a flow from the same draws of z.
+    bound is ELBO = E_q[ln p(x|z)] - KL(q(z|x) || p(z)) <= ln p(x); the KL of the Gaussian is in
+    closed form, what a flow changes of it from the same draws of z.
 
     Images enter as integer levels (n, C, H, W).
 
@@ -87,8 +87,8 @@ class VAE(LatentModel):
         return self.distribution.log_prob(parameters, target)
 
     def log_weights(self, h: Tensor, target: Tensor, eps: Tensor) -> Tensor:
-        z, log_q = self.posterior.draw(h, eps)
-        return self.log_likelihood_of_latents(target, z) + log_normal(z) - log_q
+        draws = self.posterior.draw(h, eps)
+        return self.log_likelihood_of_latents(target, draws.z) + log_normal(draws.z) - draws.log_q
 
     def terms(
         self,
@@ -103,11 +103,9 @@ class VAE(LatentModel):
         target = self.target(levels, noise, generator)
         eps = self.draw_eps(target.shape[0], k, eps, generator)
         h = self.encode(target)
-        z, log_q = self.posterior.draw(h, eps)
-        kl = self.posterior.kl(h)
-        if kl is None:
-            kl = (log_q - log_normal(z)).mean(1)
-        return Terms(self.log_likelihood_of_latents(target, z).mean(1), kl)
+        draws = self.posterior.draw(h, eps)
+        reconstruction = self.log_likelihood_of_latents(target, draws.z).mean(1)
+        return Terms(reconstruction, self.posterior.kl(h, draws))
 
     def elbo(
         self,
