@@ -135,5 +135,5 @@ def _case(training: bool, batch: int, setting: Setting) -> Case:
 ENTRIES = [
     Entry(f"spectral_networks {name} batch {batch}", partial(_case, training, batch))
     for name, training in (("training", True), ("eval", False))
-    for batch in (1, 16)
+    for batch in (1, 4)
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -32,17 +33,20 @@ def spectral_norm_all(
     eps: float = 1e-12,
     *,
     coefficient: float | None = None,
+    select: Callable[[str, nn.Module], bool] | None = None,
 ) -> nn.Module:
     """`spectral_norm` on every layer of the model, their iterations in one launch; returns the model.
 
-    Layers: Linear, Conv1-3d, ConvTranspose1-3d and Embedding, but for those whose weight has a
-    parametrization already, and weights shared by several layers count once. When the model's
-    forward begins in training mode, all weights are iterated and scaled together, and hold until it
-    ends: a layer that is used twice in one forward pass moves its u and v once. Two forward passes
-    make two steps. Each use of a weight has a node of its own in the graph: backward passes from
-    several outputs are independent, and what was not used gets no gradient. A layer that is called
-    outside of the model's forward does its own step, but for a checkpoint's second forward, which
-    finds u and v as they are. In eval mode each layer keeps its weight.
+    Layers: Linear, Conv1-3d, ConvTranspose1-3d and Embedding, or those for whose name and module
+    `select` is true; never those whose weight has a parametrization already. Layers that share a
+    weight have a u and v each.
+
+    When the model's forward begins in training mode, all weights are iterated and scaled together,
+    and hold until it ends: a layer that is used twice in one forward pass moves its u and v once.
+    Two forward passes make two steps. Each use of a weight has a node of its own in the graph:
+    backward passes from several outputs are independent, and what was not used gets no gradient. A
+    layer that is called outside of the model's forward does its own step, but for a checkpoint's
+    second forward, which finds u and v as they are. In eval mode each layer keeps its weight.
 
     The hooks that do it are the model's: wrap it in DistributedDataParallel afterwards, and call
     the model, not model.forward.
@@ -52,8 +56,8 @@ def spectral_norm_all(
     """
     layers = [
         layer
-        for layer in model.modules()
-        if isinstance(layer, _LAYERS)
+        for path, layer in model.named_modules()
+        if (isinstance(layer, _LAYERS) if select is None else select(path, layer))
         and isinstance(getattr(layer, name, None), nn.Parameter)
         and not nn.utils.parametrize.is_parametrized(layer, name)
     ]

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from deepgen_ext.nn import SpectralConv2d, SpectralLinear, spectral_norm, spectral_norm_all
 
@@ -92,6 +92,14 @@ def test_copies_pickles_autocast_and_compile(how):
         for a, b in zip(*results):
             torch.testing.assert_close(a, b)
         check_same_state(eager, compiled)
+
+
+def test_layers_are_selected_by_name_and_kind():
+    model = spectral_norm_all(network(), select=lambda name, _: name in ("0", "5", "6"))
+    normalised = [n for n, layer in model.named_children() if parametrize.is_parametrized(layer)]
+    assert normalised == ["0", "6"], "5 has no weight"
+    with pytest.raises(ValueError, match="model: no layer"):
+        spectral_norm_all(model, select=lambda _, layer: isinstance(layer, nn.Conv2d))
 
 
 def test_a_forward_that_raises_leaves_nothing_behind():
