@@ -59,7 +59,7 @@ def fixed_point_inverse(
 
     Contraction near 1 is what Anderson's method is for. With g = Q'tanh(Qx) times 0.98 or -0.98,
     where Picard steps take 490 to 750 evaluations of g to an error of 1e-6, it took at most 16 and 84
-    (Newton's method with GMRES: 78 and 300 to 600, a Jacobian-vector product counted as two).
+    (Newton's method with GMRES at least 46 and 355, a Jacobian-vector product counted as two).
 
     Args:
         g: maps (n, ...) to the same shape and dtype; row i of the result depends on row i alone.
