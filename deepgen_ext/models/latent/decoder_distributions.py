@@ -91,9 +91,6 @@ class DecoderDistribution:
         """Parameters (P, H, W) that fit the images pixel by pixel, where a decoder starts well."""
         raise NotImplementedError
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(channels={self.channels}, n_levels={self.n_levels})"
-
 
 class Bernoulli(DecoderDistribution):
     """Each pixel is on with the probability sigmoid(logit).
