@@ -4,16 +4,16 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
 #include <string>
+#include <utility>
 
 #include "glue.h"
+#include "gradient.h"
 #ifndef DEEPGEN_EMULATED
 #include <ATen/ops/arange.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <torch/csrc/autograd/custom_function.h>
 #endif
 
 namespace deepgen {
@@ -226,17 +226,6 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-std::tuple<Tensor, Tensor> below_autograd(const Tensor& z, TensorList weights, TensorList biases,
-                                          TensorList degrees, DEEPGEN_OPTIONS) {
-  static const auto op =
-      registered_op<decltype(autoregressive_inverse)>("deepgen_ext::autoregressive_inverse");
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(z, weights, biases, degrees, DEEPGEN_OPTION_NAMES);
-}
-
 // Which weights of layer l are used.
 Tensor mask_of(size_t l, const Tensor& weight, int64_t dimensions,
                const std::vector<Tensor>& degrees) {
@@ -255,69 +244,56 @@ Tensor mask_of(size_t l, const Tensor& weight, int64_t dimensions,
 // below.
 using Options = std::tuple<std::string, std::string, double, int64_t, double, std::string, bool>;
 
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static variable_list forward(AutogradContext* context, const Tensor& z, TensorList weights,
-                               TensorList biases, TensorList degrees, DEEPGEN_OPTIONS) {
-    static const auto op =
-        registered_op<decltype(autoregressive_inverse)>("deepgen_ext::autoregressive_inverse");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    auto [x, log_det] = op.call(z, weights, biases, degrees, DEEPGEN_OPTION_NAMES);
-    variable_list saved{x, z};
-    for (const TensorList list : {weights, biases, degrees})
-      saved.insert(saved.end(), list.begin(), list.end());
-    context->save_for_backward(saved);
-    context->saved_data["hidden"] = static_cast<int64_t>(degrees.size());
-    context->saved_data["options"] = Options(DEEPGEN_OPTION_NAMES);
-    return {x, log_det};
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op = registered_op<decltype(autoregressive_inverse_adjoint)>(
-        "deepgen_ext::autoregressive_inverse_adjoint");
-    const UnlessDifferentiatedAgain guard;
-    auto& data = context->saved_data;
-    const variable_list saved = context->get_saved_variables();
-    const size_t hidden = data["hidden"].toInt(), layers = hidden + 1;
-    const Tensor& x = saved[0];
-    const auto part = [&](size_t from, size_t count) {
-      return std::vector<Tensor>(saved.begin() + from, saved.begin() + from + count);
-    };
-    const std::vector<Tensor> weights = part(2, layers), biases = part(2 + layers, layers),
-                              degrees = part(2 + 2 * layers, hidden);
-    const std::vector<Tensor> found = std::apply(
-        [&](const auto&... options) {
-          return op.call(gradients[0], gradients[1], saved[1], x, weights, biases, degrees,
-                         options...);
-        },
-        data["options"].to<Options>());
-    variable_list result(1 + 2 * layers + hidden + 7);
-    result[0] = found[0];
-    for (size_t l = 0; l < layers; ++l) {
-      const Tensor& cotangents = found[1 + hidden + l];
-      if (context->needs_input_grad(1 + l)) {
-        const Tensor product = at::mm(cotangents.t(), l == 0 ? x : found[l]);
-        result[1 + l] = at::where(mask_of(l, weights[l], x.size(1), degrees), product,
-                                  at::zeros({}, product.options()));
-      }
-      if (context->needs_input_grad(1 + layers + l))
-        result[1 + layers + l] = biases[l].dim() == 1 ? cotangents.sum(0) : cotangents;
+std::vector<Tensor> gradients_of(const Cotangents& given, int64_t hidden, const Options& options) {
+  static const auto op = registered_op<decltype(autoregressive_inverse_adjoint)>(
+      "deepgen_ext::autoregressive_inverse_adjoint");
+  const int64_t layers = hidden + 1;
+  const Tensor &x = given.saved[0], &z = given.saved[1];
+  auto next = given.saved.begin() + 2;
+  const auto part = [&next](int64_t count) {
+    const auto first = std::exchange(next, next + count);
+    return std::vector<Tensor>(first, next);
+  };
+  const std::vector<Tensor> weights = part(layers), biases = part(layers), degrees = part(hidden);
+  const std::vector<Tensor> found = std::apply(
+      [&](const auto&... option) {
+        return op.call(given.gradients[0], given.gradients[1], z, x, weights, biases, degrees,
+                       option...);
+      },
+      options);
+  std::vector<Tensor> result(1 + 2 * layers);
+  result[0] = found[0];
+  for (int64_t l = 0; l < layers; ++l) {
+    const Tensor& cotangents = found[1 + hidden + l];
+    if (given.wanted[1 + l]) {
+      const Tensor product = at::mm(cotangents.t(), l == 0 ? x : found[l]);
+      result[1 + l] = at::where(mask_of(l, weights[l], x.size(1), degrees), product,
+                                at::zeros({}, product.options()));
     }
-    return result;
+    if (given.wanted[1 + layers + l])
+      result[1 + layers + l] = biases[l].dim() == 1 ? cotangents.sum(0) : cotangents;
   }
-};
+  return result;
+}
 
 std::tuple<Tensor, Tensor> differentiable(const Tensor& z, TensorList weights, TensorList biases,
                                           TensorList degrees, DEEPGEN_OPTIONS) {
-  const auto needs_graph = [](const Tensor& tensor) { return tensor.requires_grad(); };
-  if (!c10::GradMode::is_enabled() ||
-      !(z.requires_grad() || std::any_of(weights.begin(), weights.end(), needs_graph) ||
-        std::any_of(biases.begin(), biases.end(), needs_graph))) {
-    static const auto op =
-        registered_op<decltype(autoregressive_inverse)>("deepgen_ext::autoregressive_inverse");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    return op.call(z, weights, biases, degrees, DEEPGEN_OPTION_NAMES);
-  }
-  const auto outputs = Differentiable::apply(z, weights, biases, degrees, DEEPGEN_OPTION_NAMES);
+  static const auto op =
+      registered_op<decltype(autoregressive_inverse)>("deepgen_ext::autoregressive_inverse");
+  std::vector<Tensor> inputs{z};
+  for (const TensorList list : {weights, biases})
+    inputs.insert(inputs.end(), list.begin(), list.end());
+  const auto outputs = with_gradient(
+      inputs,
+      [&]() -> Evaluated {
+        auto [x, log_det] = op.call(z, weights, biases, degrees, DEEPGEN_OPTION_NAMES);
+        std::vector<Tensor> saved{x};
+        saved.insert(saved.end(), inputs.begin(), inputs.end());
+        saved.insert(saved.end(), degrees.begin(), degrees.end());
+        return {{x, log_det}, std::move(saved)};
+      },
+      [hidden = static_cast<int64_t>(degrees.size()), options = Options(DEEPGEN_OPTION_NAMES)](
+          const Cotangents& given) { return gradients_of(given, hidden, options); });
   return {outputs[0], outputs[1]};
 }
 #endif

@@ -7,9 +7,7 @@
 #include <array>
 
 #include "glue.h"
-#ifndef DEEPGEN_EMULATED
-#include <torch/csrc/autograd/custom_function.h>
-#endif
+#include "gradient.h"
 
 namespace deepgen {
 namespace {
@@ -144,39 +142,25 @@ void implement(torch::Library& library) {
 }
 
 #ifndef DEEPGEN_EMULATED
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-struct Differentiable : torch::autograd::Function<Differentiable> {
-  static Tensor forward(AutogradContext* context, const Tensor& x, const Tensor& weight,
-                        const OptionalTensor& bias, const Tensor& visible) {
-    static const auto op =
-        registered_op<decltype(block_triangular_linear)>("deepgen_ext::block_triangular_linear");
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    context->save_for_backward({x, weight, visible});
-    context->saved_data["bias_dimensions"] = bias ? bias->dim() : 0;
-    return op.call(x, weight, bias, visible);
-  }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    static const auto op = registered_op<decltype(block_triangular_linear_backward)>(
-        "deepgen_ext::block_triangular_linear_backward");
-    const UnlessDifferentiatedAgain below_autograd;
-    const variable_list saved = context->get_saved_variables();
-    const int64_t bias_dimensions = context->saved_data["bias_dimensions"].toInt();
-    const bool wants_bias = bias_dimensions > 0 && context->needs_input_grad(2);
-    const std::array<bool, 3> wanted = {context->needs_input_grad(0), context->needs_input_grad(1),
-                                        wants_bias && bias_dimensions == 1};
-    auto [by_x, by_weight, by_bias] = op.call(gradients[0], saved[0], saved[1], saved[2], wanted);
-    if (bias_dimensions == 2) by_bias = gradients[0];
-    return {wanted[0] ? by_x : Tensor(), wanted[1] ? by_weight : Tensor(),
-            wants_bias ? by_bias : Tensor(), Tensor()};
-  }
-};
-
 Tensor differentiable(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                       const Tensor& visible) {
-  return Differentiable::apply(x, weight, bias, visible);
+  static const auto op =
+      registered_op<decltype(block_triangular_linear)>("deepgen_ext::block_triangular_linear");
+  static const auto backward_op = registered_op<decltype(block_triangular_linear_backward)>(
+      "deepgen_ext::block_triangular_linear_backward");
+  return with_gradient(
+      {x, weight, bias.value_or(Tensor())},
+      [&]() -> Evaluated { return {{op.call(x, weight, bias, visible)}, {x, weight, visible}}; },
+      [one_bias = bias && bias->dim() == 1](const Cotangents& given) -> std::vector<Tensor> {
+        const auto& wanted = given.wanted;
+        auto [by_x, by_weight, by_bias] =
+            backward_op.call(given.gradients[0], given.saved[0], given.saved[1], given.saved[2],
+                             {wanted[0], wanted[1], wanted[2] && one_bias});
+        return {wanted[0] ? by_x : Tensor(), wanted[1] ? by_weight : Tensor(),
+                !wanted[2] ? Tensor()
+                : one_bias ? by_bias
+                           : given.gradients[0]};
+      })[0];
 }
 #endif
 
