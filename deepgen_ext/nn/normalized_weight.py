@@ -152,8 +152,8 @@ class NormalizedWeight(nn.Module):
     # ------------------------------------------------------------ when what is kept is dropped
 
     def forget(self) -> None:
-        """Drop the weight that eval mode keeps."""
-        self._kept = None
+        """Drop the weight that eval mode keeps, and what a group has computed."""
+        self._kept = self.ready = None
 
     def train(self, mode: bool = True) -> NormalizedWeight:
         self.forget()

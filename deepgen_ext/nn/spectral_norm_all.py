@@ -80,6 +80,8 @@ class SpectralNormGroup:
 
     def begin(self, model: nn.Module, args: Any) -> None:
         """Before a forward pass in training: every scaled weight, in one call."""
+        if not self._in_training():
+            return
         groups: dict[Any, list[tuple[SpectralNorm, torch.Tensor]]] = {}
         for constraint, weight in self._constraints():
             if constraint.training:
@@ -90,8 +92,14 @@ class SpectralNormGroup:
 
     def end(self, model: nn.Module, args: Any, output: Any) -> None:
         """After it, and where it raised."""
+        if not self._in_training():
+            return  # and if that changed within: train() and eval() drop what was ready
         for constraint, _ in self._constraints():
             constraint.ready = None
+
+    def _in_training(self) -> bool:
+        """Whether any layer is: eval mode pays for no more than this question."""
+        return any(layer.training for layer in self.layers)
 
     def _constraints(self) -> list[tuple[SpectralNorm, torch.Tensor]]:
         found = []
