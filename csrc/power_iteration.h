@@ -6,7 +6,8 @@
 // sigma = u'Wv = |v'| / |u'|. Where |u'| is 0 (W = 0, or v in its kernel) sigma is 0, and u and v
 // stay as they were, so that the iteration goes on when W moves away from 0.
 //
-// W is scaled by f = 1 / sigma, or by min(1, c / sigma) with a coefficient c; by 1 where sigma = 0.
+// W is scaled by f = 1 / sigma, by 1 where sigma = 0; with a coefficient c by c / sigma where
+// sigma > c, else by 1.
 // With u and v held fixed and G of the scaled weight, g of sigma, the gradient of W is
 //   f G + (g - f <G, W> / sigma) u v'    where f depends on sigma,    else    G + g u v'.
 #pragma once
@@ -70,10 +71,11 @@ struct PowerIterationBackward {
   const void *sigmas, *grad_sigmas;
 };
 
-// What f does: whether it depends on sigma, and its value.
+// What f does: whether it depends on sigma, and its value. Of a u and v that were given sigma may
+// be below 0; a NaN makes f one.
 template <class T>
 DEEPGEN_HD bool depends_on_sigma(T sigma, double coefficient) {
-  return sigma > static_cast<T>(coefficient);  // 0, where there is none
+  return coefficient > 0 ? !(sigma <= static_cast<T>(coefficient)) : sigma != T(0);
 }
 template <class T>
 DEEPGEN_HD T spectral_factor(T sigma, double coefficient) {

@@ -64,17 +64,19 @@ def spectral_normalize(
     eps: float = 1e-12,
     coefficient: float | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    r"""Power iteration, then W / sigma, or with a coefficient c, W min(1, c / sigma).
+    r"""Power iteration, then W / sigma; or with a coefficient c, W c / sigma where sigma > c, else W.
 
     A weight is scaled while the cache still holds what the iteration has read of it. Its gradient,
     f G - f <G, W> / sigma u v' with f the factor, takes two passes.
 
     Args:
         weights, us, vs, n_iterations, eps: as for `power_iteration`.
-        coefficient: above 0. None: divide whatever sigma is.
+        coefficient: above 0. None: divide whatever sigma is, below 0 too, as it can be of a u and v
+            that do not belong to the weight (n_iterations = 0).
 
     Returns:
-        (scaled, us, vs, sigmas). Where sigma = 0 the weight comes back as it is.
+        (scaled, us, vs, sigmas). Where sigma = 0 the weight comes back as it is; a NaN in a weight
+        makes all of it NaN, and no other.
 
     Differentiable in the weights with u and v held fixed, through sigma too, twice and more (from
     the second time on in plain torch operations), not through torch.func. Deterministic.
@@ -137,7 +139,7 @@ def _double_backward(ctx, cotangents):
     grad_sigmas, sigmas, *rest = ctx.saved_tensors
     n, c = len(sigmas), ctx.coefficient
     grads, weights, us, vs = (rest[i * n : (i + 1) * n] for i in range(4))
-    depends = sigmas > (0.0 if c is None else c)
+    depends = sigmas != 0 if c is None else ~(sigmas <= c)  # as csrc/power_iteration.h: NaN does
     sigma = torch.where(depends, sigmas, 1.0)
     factors = torch.where(depends, (1.0 if c is None else c) / sigma, 1.0)
     slopes = torch.where(depends, factors / sigma, 0.0)  # -df / dsigma

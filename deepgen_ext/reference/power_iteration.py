@@ -40,11 +40,10 @@ def spectral_normalize(
     eps: float = 1e-12,
     coefficient: float | None = None,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """W / sigma, or W min(1, coefficient / sigma), W itself where sigma = 0; then us, vs, sigmas."""
+    """W / sigma, W itself where sigma = 0; or W coefficient / sigma where sigma > coefficient, else W."""
     us, vs, sigmas = power_iteration(weights, us, vs, n_iterations, eps)
-    most, at_least = (1.0, 0.0) if coefficient is None else (coefficient, coefficient)
-    scaled = [
-        weight * (most / sigma) if sigma > at_least else weight * 1.0
-        for weight, sigma in zip(weights, sigmas, strict=True)
-    ]
+    scaled = []
+    for weight, sigma in zip(weights, sigmas, strict=True):
+        stays = sigma == 0 if coefficient is None else sigma <= coefficient
+        scaled.append(weight * 1.0 if stays else weight * ((coefficient or 1.0) / sigma))
     return scaled, us, vs, sigmas

@@ -128,7 +128,27 @@ def test_nan_reaches_its_own_matrix_alone():
     weights[0][1, 2] = float("nan")
     scaled, _, _, sigmas = ops.spectral_normalize(weights, *vectors(weights))
     assert sigmas.isnan().tolist() == [True, False]
+    assert scaled[0].isnan().all()
     assert not scaled[1].isnan().any()
+    bounded = ops.spectral_normalize(weights, *vectors(weights), coefficient=0.1)[0]
+    assert bounded[0].isnan().all()
+
+
+@pytest.mark.parametrize("coefficient", [None, 0.5])
+def test_a_sigma_below_0_divides_unless_it_need_only_be_bounded(coefficient):
+    """As u and v are that do not belong to the weight; torch's parametrization divides as well."""
+    weight = draw(4, 5)
+    u, v = (t[0] for t in ops.power_iteration([weight], *vectors([weight]), 5)[:2])
+    leaf = weight.clone().requires_grad_()
+    scaled, *_, sigmas = ops.spectral_normalize([leaf], [-u], [v], 0, coefficient=coefficient)
+    divisor = 1.0 if coefficient else -(u @ leaf @ v)
+    torch.testing.assert_close(scaled[0], leaf / divisor)
+    assert sigmas.item() < 0
+    cotangent = draw(4, 5, seed=2)
+    expected = torch.autograd.grad(leaf / divisor, leaf, cotangent)
+    torch.testing.assert_close(torch.autograd.grad(scaled[0], leaf, cotangent), expected)
+    op = bound(ops.spectral_normalize, [-u], [v], 0, 1e-12, coefficient)
+    assert torch.autograd.gradgradcheck(op, [leaf])
 
 
 def test_results_do_not_depend_on_threads():
