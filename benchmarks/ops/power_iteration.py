@@ -101,7 +101,7 @@ def _case(backward: bool, setting: Setting) -> Case:
     ]
     if not backward:
         rivals.insert(1, Rival("eager, two products", run(eager_two_products)))
-    size = 3 * sum(weight.nbytes for weight in weights)
+    size = (7 if backward else 3) * sum(weight.nbytes for weight in weights)
     return Case(
         (len(weights), sum(weight.numel() for weight in weights)),
         run(ours),
@@ -109,7 +109,10 @@ def _case(backward: bool, setting: Setting) -> Case:
         rivals,
         copy_floors(size, setting),
         size,
-        notes=("floor: read the weights twice and write them once, forward",),
+        notes=(
+            "floor: read the weights twice and write them once"
+            + ("; then read them once and their gradient twice, write one" if backward else ""),
+        ),
     )
 
 
