@@ -7,6 +7,11 @@
 // Rows that do not lie side by side (transposed convolutions, channels-last weights) are gathered
 // into L2 chunk by chunk. Chunks depend on shapes alone and are added in order: results do not
 // depend on the number of threads.
+//
+// Measured on two cores, 20 convolutions of 12 M weights: 1.06 times a copy that reads W twice and
+// writes it once, the norms alone 0.57 of it. What is left above the reads is the system's work of
+// handing out zeroed pages for fresh outputs: half of the forward's time or more. Prefetching the
+// next four rows while these are added made the iteration 10 % slower.
 #include "../power_iteration.h"
 
 #include <algorithm>
