@@ -58,6 +58,15 @@ def test_own_networks_and_models_are_sampled():
     assert names["same"].shape == (2, 1, 28, 28)
 
 
+def test_spectral_norms_and_inverses_run():
+    (block,) = (block for block in BLOCKS if "fixed_point_inverse" in block)
+    names: dict = {"torch": torch}
+    exec(block, names)
+    assert names["found"].converged.all()
+    for layer in (names["critic"][0], names["critic"][2]):
+        assert torch.linalg.matrix_norm(layer.weight.flatten(1), 2) < 1.5
+
+
 def test_ten_lines_train_and_sample():
     pytest.importorskip("sklearn", reason='the digits need pip install "deepgen_ext[recipes]"')
     (block,) = (block for block in BLOCKS if "optimizer" in block)

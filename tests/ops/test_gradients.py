@@ -6,7 +6,23 @@ from torch.autograd import forward_ad
 
 from deepgen_ext import ops
 
+
+def inverse(x):
+    units = torch.arange(48)
+    weights = [x.new_full((48, 48), 0.1), x.new_full((96, 48), 0.1)]
+    return ops.autoregressive_inverse(
+        x.flatten(1), weights, [x.new_zeros(48), x.new_zeros(96)], [units]
+    )[0]
+
+
 CALLS = {
+    "autoregressive_inverse": inverse,
+    "block_triangular_linear": lambda x: ops.block_triangular_linear(
+        x.flatten(0, 2), x.new_ones(3, 4), None, torch.arange(1, 4)
+    ),
+    "spectral_normalize": lambda x: ops.spectral_normalize(
+        [x.flatten(1)], [x.new_ones(2)], [x.new_ones(48)]
+    )[0][0],
     "affine_coupling": lambda x: ops.affine_coupling(x, x, x, scale_map="tanh")[0],
     "channel_affine": lambda x: ops.channel_affine(x, x.new_zeros(3), x.new_ones(3))[0],
     "masked_conv2d": lambda x: ops.masked_conv2d(x, x.new_ones(2, 3, 3, 3), None, mask_type="A"),
