@@ -27,6 +27,10 @@ class LipSwish(nn.Module):
         beta = F.softplus(self.raw_beta)
         return F.silu(beta * x) / (1.1 * beta)
 
+    def fused_activation(self) -> tuple[str, Tensor]:
+        """What `ops.fixed_point_mlp` calls it, and its beta."""
+        return "lipswish", F.softplus(self.raw_beta)
+
 
 class Sin(nn.Module):
     """sin(pi x) / pi; |derivative| <= 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,10 @@ class LipschitzMLP(_Contraction):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         return self._run(self._enter(x, context)).view(x.shape)
+
+    def plain_layers(self) -> list[nn.Module]:
+        """What is applied one after the other, for the kernel of `nn.fixed_point_inverse`."""
+        return [*chain(*zip(self.layers, self.activations, strict=False)), self.layers[-1]]
 
     def _enter(self, x: Tensor, context: Tensor | None) -> Tensor:
         check_context(context, self.context_features)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from deepgen_ext.nn import LipschitzConvNet, LipschitzMLP, LipSwish, Sin, activation_lipschitz
+from deepgen_ext.nn import (
+    LipschitzConvNet,
+    LipschitzMLP,
+    LipSwish,
+    Sin,
+    activation_lipschitz,
+    fixed_point_inverse,
+)
 from tests.checks import randomize
 
 
@@ -101,6 +109,20 @@ def test_linearize_is_the_backward_pass(name: str) -> None:
         for _ in range(2):
             torch.testing.assert_close(product(v), expected)
     assert not product(v).requires_grad
+
+
+@pytest.mark.parametrize("shape", [5, (2, 3)], ids=str)
+@pytest.mark.parametrize("activation", ["lipswish", "tanh"])
+def test_the_kernel_of_the_inverse_iterates_the_mlp(shape, activation: str) -> None:
+    g = randomize(LipschitzMLP(shape, (16, 8), activation=activation, coefficient=0.9).double())
+    g.eval()
+    y = torch.randn(7, *g.shape, dtype=torch.float64)
+    inverse = partial(fixed_point_inverse, g, y, lipschitz=g.lipschitz, tol=1e-10)
+    fused, called = inverse(), inverse(fused=False)
+    assert "one kernel" in fused.method
+    assert "one kernel" not in called.method
+    torch.testing.assert_close(fused.x, called.x, rtol=0, atol=2e-10)
+    torch.testing.assert_close(fused.x + g(fused.x), y, rtol=0, atol=1e-9)
 
 
 def test_lipschitz_is_the_product_of_the_layers() -> None:
