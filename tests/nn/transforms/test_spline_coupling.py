@@ -52,6 +52,17 @@ def test_parameters_lie_channel_by_channel():
     torch.testing.assert_close(log_det, expected_log_det, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bound", [1.0, 5.0])
+def test_the_spline_ends_at_the_bound(bound):
+    """Beyond it an element is left as it is; just inside it is moved."""
+    layer = SplineCoupling(randomize(MLP(1, 3 * BINS - 1, 6, 1)), n_bins=BINS, bound=bound)
+    visible = torch.randn(64, 1)
+    for factor, moves in ((1.01, False), (-1.01, False), (0.9, True), (-0.9, True)):
+        x = torch.cat((visible, torch.full((64, 1), factor * bound)), 1)
+        y, _ = layer(x)
+        assert ((y - x)[:, 1].abs() > 1e-3 * bound).any() == moves, factor
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="n_bins: expected 1 to 100, got 0"):
         SplineCoupling(torch.nn.Identity(), n_bins=0)
