@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from datetime import timedelta
 
@@ -192,8 +193,9 @@ def test_buffers_written_between_forward_and_backward(how, part, training, x):
     torch.testing.assert_close(actual, expected)
 
 
-def _train_as(rank: int, port: int) -> dict[str, torch.Tensor]:
+def _train_as(rank: int, port: int, path) -> None:
     """Train on every other row, as one of two processes."""
+    torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"tcp://127.0.0.1:{port}",
@@ -201,18 +203,12 @@ def _train_as(rank: int, port: int) -> dict[str, torch.Tensor]:
         world_size=2,
         timeout=timedelta(seconds=60),
     )
-    try:
-        model = make(lambda: Trunk(None), spectral_norm_all)
-        wrapped = nn.parallel.DistributedDataParallel(model)
-        _train(wrapped, model, _data()[rank::2], halves=2)
-        return model.state_dict()
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def _save_second(port: int, path) -> None:
-    torch.set_num_threads(1)
-    torch.save(_train_as(1, port), path)
+    model = make(lambda: Trunk(None), spectral_norm_all)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    _train(wrapped, model, _data()[rank::2], halves=2)
+    torch.save(model.state_dict(), path)
+    # The group waits for its threads, with the GIL held that they need: without a destructor.
+    os._exit(0)
 
 
 def _data() -> torch.Tensor:
@@ -233,16 +229,18 @@ def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    process = torch.multiprocessing.get_context("spawn").Process(
-        target=_save_second, args=(port, tmp_path / "second.pt")
-    )
-    process.start()
-    try:
-        first = _train_as(0, port)
-        process.join(60)
-        second = torch.load(tmp_path / "second.pt")
-    finally:
+    paths = [tmp_path / "first.pt", tmp_path / "second.pt"]
+    context = torch.multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=_train_as, args=(rank, port, path))
+        for rank, path in enumerate(paths)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
         process.kill()
+    first, second = (torch.load(path) for path in paths)
     alone = make(lambda: Trunk(None), spectral_norm_all)
     _train(alone, alone, _data(), halves=1)
     check_same(first, second)
