@@ -193,7 +193,7 @@ def test_reversible_memory_is_flat():
 
 
 def test_only_peers_imports_peers():
-    names = ("nflows", "normflows", "FrEIA", "zuko")
+    names = ("nflows", "normflows", "FrEIA", "zuko", "torchdeq")
     found = [
         path.name
         for folder in ("benchmarks", "deepgen_ext")
@@ -202,6 +202,7 @@ def test_only_peers_imports_peers():
     ]
     assert set(found) == {
         "chain_peers.py",
+        "fixed_point_peers.py",
         "masked_peers.py",
         "peers.py",
         "residual_peers.py",

@@ -110,7 +110,7 @@ class ConvBlock(nn.Sequential):
             nn.Conv2d(hidden, channels, 3, padding=1),
         )
         with torch.no_grad():
-            for conv in self[::2]:
+            for conv in list(self)[::2]:  # a slice would be a ConvBlock
                 conv.bias.fill_(0.3)
                 conv.weight.mul_(0.9 / _operator_norm(conv, size))
 
