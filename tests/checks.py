@@ -22,13 +22,8 @@ def randomize(module: nn.Module, std: float = 0.1, seed: int = 0) -> nn.Module:
     return module
 
 
-def check_transform(
-    transform: nn.Module, x: Tensor, context: Tensor | None = None, *, pickles: bool = True
-) -> None:
-    """The contract of DESIGN.md for a transform whose initialisation, if it has one, is done.
-
-    torch pickles no module with parametrizations: `pickles=False` leaves that out.
-    """
+def check_transform(transform: nn.Module, x: Tensor, context: Tensor | None = None) -> None:
+    """The contract of DESIGN.md for a transform whose initialisation, if it has one, is done."""
     transform = copy.deepcopy(transform).double()
     x = x.double()
     context = None if context is None else context.double()
@@ -37,7 +32,7 @@ def check_transform(
     _check_log_det(transform, x, context)
     _check_batches(transform, x, context)
     _check_gradients(transform, x[:2], None if context is None else context[:2])
-    _check_copies(transform, x, context, pickles)
+    _check_copies(transform, x, context)
     _check_rebuild(transform, x, context)
     if context is not None:
         changed = torch.cat([t.flatten(1) for t in _parts(transform(x, context + 1.0)[0])], 1)
@@ -138,14 +133,11 @@ def _check_gradients(transform: nn.Module, x: Tensor, context: Tensor | None) ->
         assert torch.autograd.gradcheck(function, (*leaves, *parameters), fast_mode=True)
 
 
-def _check_copies(transform: nn.Module, x: Tensor, context: Tensor | None, pickles: bool) -> None:
+def _check_copies(transform: nn.Module, x: Tensor, context: Tensor | None) -> None:
     expected = transform(x, context)
     other = randomize(copy.deepcopy(transform), seed=1)
     other.load_state_dict(transform.state_dict())
-    twins = [copy.deepcopy(transform), other]
-    if pickles:
-        twins.append(pickle.loads(pickle.dumps(transform)))
-    for twin in twins:
+    for twin in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform)), other):
         for actual, value in zip(twin(x, context), expected, strict=True):
             for a, b in zip(_parts(actual), _parts(value), strict=True):
                 assert torch.equal(a, b)

@@ -25,7 +25,7 @@ def test_contract(name: str) -> None:
     # Finite differences of the weights write past the normalised weights kept for evaluation.
     layer = InvertibleResidual(make(), "exact").eval().requires_grad_(False)
     given = torch.randn(shape[0], context) if context else None
-    check_transform(layer, torch.randn(shape), given, pickles=False)
+    check_transform(layer, torch.randn(shape), given)
 
 
 class Plain(nn.Module):
