@@ -9,9 +9,10 @@
 // of the weights below. Not right-looking (a finished block added to all later units): that would
 // walk down columns of row-major weights and read and write every sum once a block.
 // Measured against one full forward of the same net (2 threads, hidden 512x2): 784 dimensions, 64
-// samples 0.5 (float64 0.7), one sample 0.75 (0.6); 64 dimensions, 64 samples 0.5 (0.6). The floor
-// is 0.5: that forward multiplies the masked half too. Products run at 69 GFLOP/s a core; one
-// sample at 45 GB/s of weights for 65 us, then 35 us of the chain.
+// samples 0.5 (float64 0.65), one sample 0.5 (0.45); 64 dimensions, 64 samples 0.6 (0.55). The floor
+// is 0.5: that forward multiplies the masked half too. Products run at 69 GFLOP/s a core. One
+// sample (autoregressive_single.h) is bound by the chain from x_i to x_{i+1}, 50 us of 72, while
+// its weights stream at 45 GB/s on the other thread.
 #include "../autoregressive_inverse.h"
 
 #include <ATen/Parallel.h>
@@ -61,11 +62,7 @@ template <class T>
 void solve(const AutoregressiveInverse& p) {
   const T* z = static_cast<const T*>(p.z);
   T *x = static_cast<T*>(p.x), *log_det = static_cast<T*>(p.log_det);
-  if (p.net.batch == 1) {
-    const std::vector<Block> blocks = blocks_of(p.net);
-    Room<T> room(p.net, blocks, 1, false);
-    return solve_one(p.net, blocks, room, z, x, log_det);
-  }
+  if (p.net.batch == 1) return solve_one(p.net, z, x, log_det);
   for_each_tile<T>(p, [&](const Tile<T>& tile) { tile.solve(z, x, log_det); });
 }
 

@@ -45,9 +45,9 @@ struct Room {
   T *x, *z, *stream, *parameters, *single, *bins;
   std::vector<T*> values, cotangents;
   std::vector<double> log_det;
+  int64_t widest = 1;  // dimensions of a block
 
   Room(const MaskedNetwork& net, const std::vector<Block>& blocks, int64_t lanes, bool adjoint) {
-    int64_t widest = 1;
     for (const Block& block : blocks) widest = std::max(widest, block.end - block.begin);
     const int64_t outputs = (adjoint ? net.dimensions : widest) * net.parameters;
     const int64_t stream_units = net.residual ? net.layer[0].units : 0;

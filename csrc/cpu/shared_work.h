@@ -11,6 +11,21 @@
 
 namespace deepgen::cpu {
 
+// Runs lead() on one thread and help() on up to `threads` - 1 others, at the same time where there
+// are so many threads, else afterwards: help() must return once the leader is done.
+template <class Lead, class Help>
+void lead_with_help(int64_t threads, Lead lead, Help help) {
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread) thread == 0 ? lead() : help();
+  });
+}
+
+inline void pause_thread() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
 // One thread leads and calls `share`; the others wait for pieces until it is done. The leader takes
 // pieces as well, so that all is done also where the others never come.
 class SharedWork {
@@ -19,16 +34,11 @@ class SharedWork {
   template <class Lead>
   static void run(int64_t threads, Lead lead) {
     SharedWork work;
-    at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-      for (int64_t thread = first; thread < last; ++thread) {
-        if (thread > 0) {
-          work.help();
-          continue;
-        }
-        const Done done{work};  // also where `lead` throws
-        lead(work);
-      }
-    });
+    const auto leading = [&] {
+      const Done done{work};  // also where `lead` throws
+      lead(work);
+    };
+    lead_with_help(threads, leading, [&] { work.help(); });
   }
 
   // each(piece) for all pieces, on whichever thread; returns when all are done.
@@ -40,7 +50,7 @@ class SharedWork {
     end_.store(round << 32 | pieces, std::memory_order_relaxed);
     ticket_.store(round << 32, std::memory_order_release);
     take();
-    while (left_.load(std::memory_order_acquire) != 0) pause();
+    while (left_.load(std::memory_order_acquire) != 0) pause_thread();
   }
 
  private:
@@ -54,7 +64,7 @@ class SharedWork {
     while (!done_.load(std::memory_order_acquire)) {
       const uint64_t round = ticket_.load(std::memory_order_acquire) >> 32;
       if (round == seen) {
-        pause();
+        pause_thread();
         continue;
       }
       seen = round;
@@ -71,12 +81,6 @@ class SharedWork {
       (*each_.load(std::memory_order_relaxed))(static_cast<uint32_t>(ticket));
       left_.fetch_sub(1, std::memory_order_acq_rel);
     }
-  }
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
   }
 
   std::atomic<uint64_t> ticket_{0}, end_{0};

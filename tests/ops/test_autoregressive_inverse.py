@@ -216,6 +216,26 @@ def test_results_depend_on_neither_threads_nor_batch():
     close(ops.autoregressive_inverse(z[:1], *rest), [t[:1] for t in results[0][:2]], 1e-4)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_one_sample_of_two_threads_is_that_of_one(residual):
+    """Which thread computes which of the early sums differs from call to call."""
+    given = problem(300, 1, (400, 400, 400), residual=residual)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = ops.autoregressive_inverse(*given, residual=residual)
+        torch.set_num_threads(2)
+        for _ in range(50):
+            x, log_det = ops.autoregressive_inverse(*given, residual=residual)
+            assert torch.equal(x, alone[0])
+            assert torch.equal(log_det, alone[1])
+    finally:
+        torch.set_num_threads(threads)
+    twice = Problem(given.z.expand(2, -1), given.weights, given.biases, given.degrees)
+    both = ops.autoregressive_inverse(*twice, residual=residual)
+    close(alone, [t[:1] for t in both], 1e-9)
+
+
 @pytest.mark.parametrize("element", ["affine", "spline"])
 def test_a_nan_stays_in_its_sample_and_behind_its_dimension(element):
     given = problem(20, 10, P=2 if element == "affine" else 23)
