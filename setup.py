@@ -189,16 +189,13 @@ class Build(BuildExtension):
         flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
         if os.environ.get("DEEPGEN_PTXAS_INFO"):
             flags.append("-Xptxas=-v")
-        headers = [*ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh"), ROOT / "setup.py"]
-        stamp = max(header.stat().st_mtime for header in headers)
         (folder / "flags.txt").touch()
         same_flags = (folder / "flags.txt").read_text() == " ".join([nvcc.version, *flags])
 
         def compile_one(source):
             target = folder / f"{source.stem}.o"
-            newest_input = max(stamp, source.stat().st_mtime)
-            if not (same_flags and target.exists() and target.stat().st_mtime > newest_input):
-                command = [nvcc.path, *flags, "-c", str(source), "-o", str(target)]
+            if not (same_flags and is_newer_than_its_inputs(target)):
+                command = [nvcc.path, *flags, "-MMD", "-c", str(source), "-o", str(target)]
                 print(" ".join(command))
                 if subprocess.run(command).returncode:
                     stop(f"nvcc could not compile {source.relative_to(ROOT)} (see above).")
@@ -220,6 +217,19 @@ class Build(BuildExtension):
             *super().get_source_files(),
             *(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.*")),
         ]
+
+
+def is_newer_than_its_inputs(target):
+    """Whether an object file is newer than all files that the compiler noted to have read for it."""
+    note = target.with_suffix(".d")
+    if not (target.exists() and note.exists()):
+        return False
+    _, _, names = note.read_text().replace("\\\n", " ").partition(" : ")
+    if not names.strip():
+        return False
+    inputs = [Path(name.replace("\\ ", " ")) for name in re.split(r"(?<!\\)\s+", names.strip())]
+    built = target.stat().st_mtime
+    return all(path.exists() and path.stat().st_mtime < built for path in inputs)
 
 
 def cpp_extension():

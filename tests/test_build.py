@@ -98,6 +98,37 @@ def test_parallel_compilers_are_bounded_by_memory(monkeypatch):
     assert process.stdout == "4\n"  # 8 GiB, 2 GiB a compiler
 
 
+@pytest.mark.parametrize(
+    ("change", "current"),
+    [
+        ("nothing", True),
+        ("the header is newer", False),
+        ("the header is gone", False),
+        ("no note", False),
+        ("an empty note", False),
+    ],
+)
+def test_which_cuda_objects_are_current(tmp_path, change, current):
+    source, header, target = (tmp_path / name for name in ("a.cu", "a header.h", "a.o"))
+    note = tmp_path / "a.d"
+    for age, path in enumerate((target, source, header)):
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    note.write_text(f"{target} : {source} \\\n    {tmp_path}/a\\ header.h\n")
+    if change == "the header is newer":
+        os.utime(header, (2000, 2000))
+    elif change == "the header is gone":
+        header.unlink()
+    elif change == "no note":
+        note.unlink()
+    elif change == "an empty note":
+        note.write_text("")
+    process = run_setup(
+        f"import pathlib; print(load()['is_newer_than_its_inputs'](pathlib.Path({str(target)!r})))"
+    )
+    assert process.stdout == f"{current}\n"
+
+
 def test_torch_changed_since_the_build(monkeypatch):
     monkeypatch.setattr(_extension, "_build_record", lambda: {"torch": "2.11.0+cu130"})
     if torch.__version__.startswith("2.11"):
