@@ -14,12 +14,14 @@ using at::Tensor;
 using at::TensorList;
 
 MlpActivation activation_named(std::string_view name) {
-  constexpr std::string_view names[] = {"relu", "elu", "tanh", "lipswish", "silu"};
-  for (int i = 0; i < 5; ++i) {
+  constexpr std::string_view names[] = {"relu", "elu",      "tanh",       "lipswish", "silu",
+                                        "sin",  "softplus", "leaky_relu", "sigmoid"};
+  std::string known;
+  for (size_t i = 0; i < std::size(names); ++i) {
     if (names[i] == name) return static_cast<MlpActivation>(i);
+    known += (i ? ", " : "") + std::string(names[i]);
   }
-  TORCH_CHECK_VALUE(false, "activation must be one of relu, elu, tanh, lipswish, silu, got '", name,
-                    "'");
+  TORCH_CHECK_VALUE(false, "activation must be one of ", known, ", got '", name, "'");
 }
 
 // Puts the layers into the problem; what their pointers lie in goes to `kept`.

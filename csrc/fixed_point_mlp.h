@@ -12,9 +12,22 @@ namespace deepgen {
 constexpr int most_mlp_layers = 16;
 constexpr int fixed_point_samples = 8;  // of a CUDA block
 
-// relu, elu and tanh as Activation; lipswish(v) = v sigmoid(beta v) / 1.1 (R. Chen et al. 2019);
-// silu(v) = v sigmoid(v).
-enum class MlpActivation : int { relu, elu, tanh, lipswish, silu };
+// Those of the networks in nn/lipschitz_activations.py, and silu, with a parameter a layer, beta:
+// elu(v) = beta (e^v - 1) below 0; lipswish(v) = v sigmoid(beta v) / 1.1 (R. Chen et al. 2019); sin
+// of pi v, over pi; softplus(v) = ln(1 + e^(beta v)) / beta, v itself where beta v > 20, as torch
+// has it; leaky_relu(v) = beta v below 0; silu(v) = v sigmoid(v).
+enum class MlpActivation : int {
+  relu,
+  elu,
+  tanh,
+  lipswish,
+  silu,
+  sin,
+  softplus,
+  leaky_relu,
+  sigmoid
+};
+constexpr double softplus_threshold = 20;
 
 struct MlpLayer {
   const void* weight = nullptr;  // (units, units of the layer below), rows contiguous
@@ -29,7 +42,7 @@ struct FixedPointMlp {
   int64_t batch, features;
   int layers;  // the last one, without an activation, included
   MlpLayer layer[most_mlp_layers];
-  const void* betas;  // of each hidden layer, for lipswish
+  const void* betas;  // of each hidden layer
   double lipschitz, rounding;
   int max_iterations, memory;
   const void *y, *x0;       // (batch, features)
@@ -76,11 +89,17 @@ DEEPGEN_HD void end_sample(const FixedPointMlp& p, int64_t sample) {
   state[iteration::valid] = state[iteration::newest] = state[iteration::proposed] = 0;
 }
 
-// v sigmoid(beta v) scale, without overflow.
+// sigmoid(z), of decay = e^-|z|: without overflow.
 template <class T>
-DEEPGEN_HD T swish_of(T v, T beta, T scale) {
-  const T z = beta * v, decay = decay_of(z);
-  return scale * v * (z < T(0) ? decay : T(1)) / (T(1) + decay);
+DEEPGEN_HD T sigmoid_of(T z, T decay) {
+  return (z < T(0) ? decay : T(1)) / (T(1) + decay);
+}
+
+// ln(1 + e^z) / beta of decay = e^-|z| and z = beta v.
+template <class T>
+DEEPGEN_HD T softplus_of(T v, T z, T decay, T beta) {
+  const T value = (z < T(0) ? T(0) : v) + log1p_of_unit(decay) / beta;
+  return z > T(softplus_threshold) ? v : value;
 }
 
 }  // namespace deepgen

@@ -55,6 +55,15 @@ Tensor in_order_of(const Tensor& tensor, const Tensor& like) {
   return tensor.strides() == like.strides() ? tensor : at::empty_like(like).copy_(tensor);
 }
 
+// float64 for float64 weights, else float32: a half u would spoil sigma in its third digit.
+void check_sum_type(const Tensor& vector, const char* name, const Tensor& weight) {
+  TORCH_CHECK_TYPE(vector.scalar_type() == sum_type(weight), name, " must be a ", sum_type(weight),
+                   " tensor for weights of ", weight.scalar_type(), ", got ", vector.scalar_type());
+  TORCH_CHECK_VALUE(vector.device() == weight.device(), name,
+                    " must be on the device of the weights, ", weight.device(), ", got ",
+                    vector.device());
+}
+
 void check_lists(TensorList weights, TensorList us, TensorList vs) {
   TORCH_CHECK_VALUE(!weights.empty(), "weights must hold at least one matrix");
   TORCH_CHECK_VALUE(us.size() == weights.size() && vs.size() == weights.size(),
@@ -63,8 +72,7 @@ void check_lists(TensorList weights, TensorList us, TensorList vs) {
   for (size_t m = 0; m < weights.size(); ++m) {
     const Tensor& weight = weights[m];
     const std::string name = at_index("weights", m);
-    TORCH_CHECK_TYPE(weight.scalar_type() == at::kFloat || weight.scalar_type() == at::kDouble,
-                     name, " must be a float32 or float64 tensor, got ", weight.scalar_type());
+    storage_of(weight, name.c_str());
     if (m > 0) check_same_type(weight, name.c_str(), weights[0], "weights[0]");
     TORCH_CHECK_VALUE(weight.dim() >= 2 && weight.numel() > 0, name,
                       " must have the shape (out, in) or (out, ...), none of them 0, got ",
@@ -72,7 +80,7 @@ void check_lists(TensorList weights, TensorList us, TensorList vs) {
     const int64_t rows = weight.size(0), columns = weight.numel() / rows;
     const auto check_vector = [&](const char* list, const Tensor& vector, int64_t size) {
       const std::string vector_name = at_index(list, m);
-      check_same_type(vector, vector_name.c_str(), weight, name.c_str());
+      check_sum_type(vector, vector_name.c_str(), weight);
       TORCH_CHECK_VALUE(vector.dim() == 1 && vector.size(0) == size, vector_name,
                         " must have the shape [", size, "], got ", vector.sizes());
     };
@@ -126,11 +134,12 @@ Tensors iterate(TensorList weights, TensorList us, TensorList vs, int64_t n_iter
   };
   with_new(us, &PowerMatrix::u, &PowerMatrix::new_u);
   with_new(vs, &PowerMatrix::v, &PowerMatrix::new_v);
-  results.push_back(at::empty({static_cast<int64_t>(count)}, like.options()));
+  const auto sums = like.options().dtype(sum_type(like));
+  results.push_back(at::empty({static_cast<int64_t>(count)}, sums));
   if (int64_t (*const scratch)(const MatrixOperand&) = DEEPGEN_CUDA_KERNEL(power_scratch);
       on_cuda_path(like) && scratch) {
     for (PowerMatrix& matrix : matrices) {
-      kept.push_back(at::empty({scratch(matrix.weight)}, like.options()));
+      kept.push_back(at::empty({scratch(matrix.weight)}, sums));
       matrix.partial = kept.back().data_ptr();
     }
   }
@@ -164,7 +173,7 @@ Tensors spectral_normalize_backward(TensorList grads, const Tensor& grad_sigmas,
   TORCH_CHECK_VALUE(grads.size() == count, "grads must have an entry for each of the ", count,
                     " weights, got ", grads.size());
   for (const auto& [vector, name] : {std::pair(&sigmas, "sigmas"), {&grad_sigmas, "grad_sigmas"}}) {
-    check_same_type(*vector, name, weights[0], "weights[0]");
+    check_sum_type(*vector, name, weights[0]);
     TORCH_CHECK_VALUE(vector->dim() == 1 && vector->size(0) == static_cast<int64_t>(count), name,
                       " must have the shape [", count, "], got ", vector->sizes());
   }
@@ -188,7 +197,7 @@ Tensors spectral_normalize_backward(TensorList grads, const Tensor& grad_sigmas,
     kept.insert(kept.end(), {weight, grad, u, v});
     if (int64_t (*const scratch)(const MatrixOperand&) = DEEPGEN_CUDA_KERNEL(gradient_scratch);
         on_cuda_path(weight) && scratch) {
-      kept.push_back(at::empty({scratch(*described)}, weight.options()));
+      kept.push_back(at::empty({scratch(*described)}, sigmas.options()));
       matrices[m].partial = kept.back().data_ptr();
     }
   }
@@ -245,16 +254,17 @@ Tensors differentiable_iteration(TensorList weights, TensorList us, TensorList v
   static const auto op = registered_op<decltype(power_iteration)>("deepgen_ext::power_iteration");
   std::vector<std::vector<int64_t>> shapes;
   for (const Tensor& weight : weights) shapes.push_back(weight.sizes().vec());
+  const at::ScalarType type = weights[0].scalar_type();
   return with_constant_vectors(
       weights, false, [&] { return op.call(weights, us, vs, n_iterations, eps); },
-      [shapes](const Cotangents& given) {
+      [shapes, type](const Cotangents& given) {
         const size_t n = shapes.size();
         Tensors gradients(n);
         for (size_t m = 0; m < n; ++m) {
           if (!given.wanted[m]) continue;
           const Tensor u =
               given.saved[m].mul(given.gradients[0].select(0, static_cast<int64_t>(m)));
-          gradients[m] = at::outer(u, given.saved[n + m]).view(shapes[m]);
+          gradients[m] = at::outer(u, given.saved[n + m]).view(shapes[m]).to(type);
         }
         return gradients;
       });

@@ -45,7 +45,7 @@ struct PowerMatrix {
 };
 
 struct PowerIteration {
-  Storage storage;  // f32 or f64
+  Storage storage;  // of the weights; u, v and sigma are double for f64 and float for the rest
   PowerMatrix* matrices;
   int64_t count;
   int64_t iterations;  // 0: sigma = u'Wv of the u and v given

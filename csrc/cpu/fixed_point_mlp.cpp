@@ -18,61 +18,11 @@
 #include <utility>
 #include <vector>
 
-#include "double_elementary.h"
 #include "masked_product.h"
+#include "mlp_activations.h"
 
 namespace deepgen::cpu {
 namespace {
-
-template <class T>
-DEEPGEN_INLINE T decay_in_lane(T v) {
-  if constexpr (sizeof(T) == 8) {
-    return vectorisable::exp(-std::fabs(v));
-  } else {
-    return decay_of(v);
-  }
-}
-
-template <MlpActivation A, class T>
-DEEPGEN_INLINE T activated(T v, T beta, T scale) {
-  if constexpr (A == MlpActivation::relu) {
-    return v < T(0) ? T(0) : v;  // NaN stays
-  } else if constexpr (A == MlpActivation::elu) {
-    const T decayed = decay_in_lane(v) - T(1);
-    return v < T(0) ? decayed : v;
-  } else if constexpr (A == MlpActivation::tanh) {
-    if constexpr (sizeof(T) == 8) {
-      return vectorisable::tanh(v);
-    } else {
-      return tanh_of(v);
-    }
-  } else {
-    const T z = beta * v, decay = decay_in_lane(z);
-    return scale * v * (z < T(0) ? decay : T(1)) / (T(1) + decay);
-  }
-}
-
-template <MlpActivation A, class T>
-DEEPGEN_INLINE void activate_all(int64_t n, T beta, T scale, T* __restrict values) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) values[i] = activated<A>(values[i], beta, scale);
-}
-
-template <class T>
-DEEPGEN_INLINE void activate(MlpActivation activation, int64_t n, T beta, T* values) {
-  switch (activation) {
-    case MlpActivation::relu:
-      return activate_all<MlpActivation::relu>(n, beta, T(1), values);
-    case MlpActivation::elu:
-      return activate_all<MlpActivation::elu>(n, beta, T(1), values);
-    case MlpActivation::tanh:
-      return activate_all<MlpActivation::tanh>(n, beta, T(1), values);
-    case MlpActivation::lipswish:
-      return activate_all<MlpActivation::lipswish>(n, beta, T(1 / 1.1), values);
-    case MlpActivation::silu:
-      return activate_all<MlpActivation::lipswish>(n, T(1), T(1), values);
-  }
-}
 
 // values[u][lane] of all units = act(W below + b), or without the activation.
 template <class T>

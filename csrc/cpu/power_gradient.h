@@ -17,8 +17,10 @@ struct Dimension {
   int64_t size, stride, u, v;
 };
 
-template <class T>
+template <class S>
 class GradientGroup {
+  using T = Wide<S>;
+
  public:
   GradientGroup(const PowerIterationBackward& p, int64_t first, int64_t last)
       : p_(p), base_(first), products_(last - first) {
@@ -63,8 +65,8 @@ class GradientGroup {
     double& product = products_[m][piece.index];
     product = !scales(matrix)
                   ? 0
-                  : inner_product(static_cast<const T*>(matrix.grad) + piece.first * stride,
-                                  static_cast<const T*>(matrix.weight.data) + piece.first * stride,
+                  : inner_product(static_cast<const S*>(matrix.grad) + piece.first * stride,
+                                  static_cast<const S*>(matrix.weight.data) + piece.first * stride,
                                   (piece.last - piece.first) * stride);
   }
 
@@ -82,8 +84,8 @@ class GradientGroup {
     Dimension d[3];
     std::copy(orders_[m].begin(), orders_[m].end(), d);
     const T *const u = static_cast<const T*>(matrix.u), *const v = static_cast<const T*>(matrix.v);
-    const T* const grad = static_cast<const T*>(matrix.grad);
-    T* const to = static_cast<T*>(matrix.grad_weight);
+    const S* const grad = static_cast<const S*>(matrix.grad);
+    S* const to = static_cast<S*>(matrix.grad_weight);
     int64_t first[3] = {0, 0, 0}, last[3] = {d[0].size, d[1].size, d[2].size};
     first[cut_at_[m]] = piece.first;
     last[cut_at_[m]] = piece.last;

@@ -3,8 +3,11 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
 #include <algorithm>
+#include <type_traits>
 
 #include "../power_iteration.h"
 #include "simd.h"
@@ -13,6 +16,10 @@ namespace deepgen::cpu {
 namespace {
 
 constexpr int64_t chunk_elements = 128 * 1024;
+
+// What weights of S are computed in.
+template <class S>
+using Wide = std::conditional_t<std::is_same_v<S, double>, double, float>;
 
 // ---- Dense runs.
 
@@ -84,15 +91,36 @@ DEEPGEN_INLINE double add_vectors_of(const T* __restrict vectors, int64_t count,
 }
 
 // to = factor g + b a run of a rank-one matrix; `step` is that of b.
-template <class T>
-DEEPGEN_INLINE void gradient_run_of(const T* __restrict g, int64_t n, T factor, T a,
-                                    const T* __restrict b, int64_t step, T* __restrict to) {
+template <class S, class T>
+DEEPGEN_INLINE void gradient_run_of(const S* __restrict g, int64_t n, T factor, T a,
+                                    const T* __restrict b, int64_t step, S* __restrict to) {
   if (step == 1) {
 #pragma omp simd
-    for (int64_t k = 0; k < n; ++k) to[k] = factor * g[k] + a * b[k];
+    for (int64_t k = 0; k < n; ++k)
+      to[k] = static_cast<S>(factor * static_cast<T>(g[k]) + a * b[k]);
   } else {
-    for (int64_t k = 0; k < n; ++k) to[k] = factor * g[k] + a * b[k * step];
+    for (int64_t k = 0; k < n; ++k)
+      to[k] = static_cast<S>(factor * static_cast<T>(g[k]) + a * b[k * step]);
   }
+}
+
+// The sum of products of two runs, in double over blocks.
+template <class S>
+DEEPGEN_INLINE double inner_product_of(const S* a, const S* b, int64_t n) {
+  constexpr int64_t block = 4096;
+  double sum = 0;
+  for (int64_t k = 0; k < n; k += block) {
+    const int64_t size = std::min<int64_t>(block, n - k);
+    if constexpr (std::is_same_v<S, Wide<S>>) {
+      sum += dot_of(a + k, b + k, size);
+    } else {
+      Wide<S> wide_a[block], wide_b[block];
+      for (int64_t i = 0; i < size; ++i) wide_a[i] = static_cast<Wide<S>>(a[k + i]);
+      for (int64_t i = 0; i < size; ++i) wide_b[i] = static_cast<Wide<S>>(b[k + i]);
+      sum += dot_of(wide_a, wide_b, size);
+    }
+  }
+  return sum;
 }
 
 #define DEEPGEN_RUNS(T)                                                                            \
@@ -107,23 +135,35 @@ DEEPGEN_INLINE void gradient_run_of(const T* __restrict g, int64_t n, T factor, 
   DEEPGEN_SIMD double add_vectors(const T* vectors, int64_t count, int64_t stride, int64_t n,      \
                                   T* sum) {                                                        \
     return add_vectors_of(vectors, count, stride, n, sum);                                         \
-  }                                                                                                \
-  DEEPGEN_SIMD void scale_run(const T* __restrict x, int64_t n, T factor, T* __restrict y) {       \
-    for (int64_t k = 0; k < n; ++k) y[k] = factor * x[k];                                          \
-  }                                                                                                \
-  DEEPGEN_SIMD double inner_product(const T* a, const T* b, int64_t n) {                           \
-    double sum = 0;                                                                                \
-    for (int64_t k = 0; k < n; k += 4096)                                                          \
-      sum += dot_of(a + k, b + k, std::min<int64_t>(4096, n - k));                                 \
-    return sum;                                                                                    \
-  }                                                                                                \
-  DEEPGEN_SIMD void gradient_run(const T* g, int64_t n, T factor, T a, const T* b, int64_t step,   \
-                                 T* to) {                                                          \
-    gradient_run_of(g, n, factor, a, b, step, to);                                                 \
   }
 DEEPGEN_RUNS(float)
 DEEPGEN_RUNS(double)
 #undef DEEPGEN_RUNS
+
+// Of weights as they are stored. widen takes every `step`-th of them.
+#define DEEPGEN_STORED_RUNS(S)                                                                     \
+  DEEPGEN_SIMD void widen(const S* __restrict x, int64_t n, int64_t step, Wide<S>* __restrict y) { \
+    if (step == 1) {                                                                               \
+      for (int64_t k = 0; k < n; ++k) y[k] = static_cast<Wide<S>>(x[k]);                           \
+    } else {                                                                                       \
+      for (int64_t k = 0; k < n; ++k) y[k] = static_cast<Wide<S>>(x[k * step]);                    \
+    }                                                                                              \
+  }                                                                                                \
+  DEEPGEN_SIMD void scale_run(const S* __restrict x, int64_t n, Wide<S> factor, S* __restrict y) { \
+    for (int64_t k = 0; k < n; ++k) y[k] = static_cast<S>(factor * static_cast<Wide<S>>(x[k]));    \
+  }                                                                                                \
+  DEEPGEN_SIMD double inner_product(const S* a, const S* b, int64_t n) {                           \
+    return inner_product_of(a, b, n);                                                              \
+  }                                                                                                \
+  DEEPGEN_SIMD void gradient_run(const S* g, int64_t n, Wide<S> factor, Wide<S> a,                 \
+                                 const Wide<S>* b, int64_t step, S* to) {                          \
+    gradient_run_of(g, n, factor, a, b, step, to);                                                 \
+  }
+DEEPGEN_STORED_RUNS(float)
+DEEPGEN_STORED_RUNS(double)
+DEEPGEN_STORED_RUNS(c10::BFloat16)
+DEEPGEN_STORED_RUNS(c10::Half)
+#undef DEEPGEN_STORED_RUNS
 
 // ---- Pieces of work.
 

@@ -53,13 +53,21 @@ __device__ T activated(MlpActivation activation, T v, T beta) {
     case MlpActivation::relu:
       return activation_of<Activation::relu>(v);
     case MlpActivation::elu:
-      return activation_of<Activation::elu>(v);
+      return v < T(0) ? beta * activation_of<Activation::elu>(v) : v;
     case MlpActivation::tanh:
       return activation_of<Activation::tanh>(v);
     case MlpActivation::lipswish:
-      return swish_of(v, beta, T(1 / 1.1));
+      return T(1 / 1.1) * v * sigmoid_of(beta * v, decay_of(beta * v));
+    case MlpActivation::silu:
+      return v * sigmoid_of(v, decay_of(v));
+    case MlpActivation::sin:
+      return T(0.31830988618379067154) * sin_pi_of(v);
+    case MlpActivation::softplus:
+      return softplus_of(v, beta * v, decay_of(beta * v), beta);
+    case MlpActivation::leaky_relu:
+      return v < T(0) ? beta * v : v;
     default:
-      return swish_of(v, T(1), T(1));
+      return sigmoid_of(v, decay_of(v));
   }
 }
 

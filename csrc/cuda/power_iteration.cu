@@ -62,15 +62,16 @@ __device__ T sum_of(const T* values, int64_t count) {
 
 // `given`: of the first step, u and v are those that came in. Later ones are read where they were
 // written.
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(block_threads)
     multiply_kernel(Table<PowerMatrix> table, bool given, bool iterates) {
+  using T = Compute<S>;
   const PowerMatrix& m = table.matrices[blockIdx.y];
   const MatrixOperand& w = m.weight;
   const int64_t chunk = blockIdx.x, first = chunk * chunk_rows(w), columns = w.columns();
   if (first >= w.rows) return;
   const int64_t end = first + chunk_rows(w), last = end < w.rows ? end : w.rows;
-  const T* const data = static_cast<const T*>(w.data);
+  const S* const data = static_cast<const S*>(w.data);
   const T* const v = static_cast<const T*>(given ? m.v : m.new_v);
   const T* const old_u = static_cast<const T*>(m.u);
   T* const u = static_cast<T*>(m.new_u);
@@ -82,8 +83,8 @@ __global__ void __launch_bounds__(block_threads)
   for (int64_t row = first; row < last; row += warps) {
     T product = 0;
     if (row + warp < last) {
-      const T* const from = data + (row + warp) * w.row_stride;
-      for (int64_t k = lane; k < columns; k += 32) product += from[w.offset(k)] * v[k];
+      const S* const from = data + (row + warp) * w.row_stride;
+      for (int64_t k = lane; k < columns; k += 32) product += to_compute(from[w.offset(k)]) * v[k];
     }
     product = group_sum(product, 32);
     if (lane == 0) {
@@ -98,9 +99,9 @@ __global__ void __launch_bounds__(block_threads)
     if (iterates) {
       const int rows = static_cast<int>(last - row < warps ? last - row : warps);
       for (int64_t k = threadIdx.x; k < columns; k += block_threads) {
-        const T* const from = data + row * w.row_stride + w.offset(k);
+        const S* const from = data + row * w.row_stride + w.offset(k);
         T sum = row == first ? T(0) : sums[k];
-        for (int i = 0; i < rows; ++i) sum += products[i] * from[i * w.row_stride];
+        for (int i = 0; i < rows; ++i) sum += products[i] * to_compute(from[i * w.row_stride]);
         sums[k] = sum;
       }
     }
@@ -151,17 +152,19 @@ __global__ void __launch_bounds__(block_threads)
   }
 }
 
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(block_threads)
-    scale_kernel(Table<PowerMatrix> table, const T* sigmas, double coefficient) {
+    scale_kernel(Table<PowerMatrix> table, const Compute<S>* sigmas, double coefficient) {
+  using T = Compute<S>;
   const PowerMatrix& m = table.matrices[blockIdx.y];
   const int64_t count = m.weight.rows * m.weight.columns();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * scale_elements;
   const int64_t last = first + scale_elements < count ? first + scale_elements : count;
   const T factor = spectral_factor(sigmas[m.index], coefficient);
-  const T* const from = static_cast<const T*>(m.elements);
-  T* const to = static_cast<T*>(m.scaled);
-  for (int64_t i = first + threadIdx.x; i < last; i += block_threads) to[i] = factor * from[i];
+  const S* const from = static_cast<const S*>(m.elements);
+  S* const to = static_cast<S*>(m.scaled);
+  for (int64_t i = first + threadIdx.x; i < last; i += block_threads)
+    to[i] = to_storage<S>(factor * to_compute(from[i]));
 }
 
 // ---- The gradient. A piece is some of the matrix's elements, row by row.
@@ -181,33 +184,36 @@ __device__ void for_each_element(const MatrixOperand& w, int64_t piece, Each eac
   }
 }
 
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(block_threads) product_kernel(Table<ScaledGradient> table) {
+  using T = Compute<S>;
   const ScaledGradient& m = table.matrices[blockIdx.y];
   if (blockIdx.x >= pieces_of(m.weight)) return;
-  const T *const g = static_cast<const T*>(m.grad), *const w = static_cast<const T*>(m.weight.data);
+  const S *const g = static_cast<const S*>(m.grad), *const w = static_cast<const S*>(m.weight.data);
   T sum = 0;
-  for_each_element(m.weight, blockIdx.x,
-                   [&](int64_t at, int64_t, int64_t) { sum += g[at] * w[at]; });
+  for_each_element(m.weight, blockIdx.x, [&](int64_t at, int64_t, int64_t) {
+    sum += to_compute(g[at]) * to_compute(w[at]);
+  });
   sum = group_sum(sum, block_threads);
   if (threadIdx.x == 0) static_cast<T*>(m.partial)[blockIdx.x] = sum;
 }
 
-template <class T>
+template <class S>
 __global__ void __launch_bounds__(block_threads)
-    gradient_kernel(Table<ScaledGradient> table, const T* sigmas, const T* grad_sigmas,
-                    double coefficient) {
+    gradient_kernel(Table<ScaledGradient> table, const Compute<S>* sigmas,
+                    const Compute<S>* grad_sigmas, double coefficient) {
+  using T = Compute<S>;
   const ScaledGradient& m = table.matrices[blockIdx.y];
   if (blockIdx.x >= pieces_of(m.weight)) return;
   const T sigma = sigmas[m.index], factor = spectral_factor(sigma, coefficient);
   const T product = sum_of(static_cast<const T*>(m.partial), pieces_of(m.weight));
   T rank_one = grad_sigmas[m.index];
   if (depends_on_sigma(sigma, coefficient)) rank_one -= factor * product / sigma;
-  const T *const g = static_cast<const T*>(m.grad), *const u = static_cast<const T*>(m.u),
-                 *const v = static_cast<const T*>(m.v);
-  T* const to = static_cast<T*>(m.grad_weight);
+  const S* const g = static_cast<const S*>(m.grad);
+  const T *const u = static_cast<const T*>(m.u), *const v = static_cast<const T*>(m.v);
+  S* const to = static_cast<S*>(m.grad_weight);
   for_each_element(m.weight, blockIdx.x, [&](int64_t at, int64_t row, int64_t column) {
-    to[at] = factor * g[at] + rank_one * u[row] * v[column];
+    to[at] = to_storage<S>(factor * to_compute(g[at]) + rank_one * u[row] * v[column]);
   });
 }
 
@@ -231,34 +237,36 @@ void for_each_table(const Matrix* matrices, int64_t count, Run run) {
   }
 }
 
-template <class T>
+template <class S>
 void iterate(const PowerIteration& p, cudaStream_t stream) {
+  using T = Compute<S>;
   T* const sigmas = static_cast<T*>(p.sigmas);
   for_each_table(p.matrices, p.count, [&](const Table<PowerMatrix>& table, int size, auto most) {
     const unsigned count = static_cast<unsigned>(size);
     const dim3 block(block_threads);
     const bool iterates = p.iterations > 0;
     for (int64_t k = 0; k < (iterates ? p.iterations : 1); ++k) {
-      launch(multiply_kernel<T>, dim3(most(chunks_of), count), block, 0, stream, table, k == 0,
+      launch(multiply_kernel<S>, dim3(most(chunks_of), count), block, 0, stream, table, k == 0,
              iterates);
       if (iterates) launch(add_kernel<T>, dim3(most(blocks_of), count), block, 0, stream, table);
       launch(finish_kernel<T>, dim3(count), block, 0, stream, table, k == 0, iterates, p.eps,
              sigmas);
     }
     if (table.matrices[0].scaled) {
-      launch(scale_kernel<T>, dim3(most(pieces_of), count), block, 0, stream, table,
+      launch(scale_kernel<S>, dim3(most(pieces_of), count), block, 0, stream, table,
              static_cast<const T*>(sigmas), p.coefficient);
     }
   });
 }
 
-template <class T>
+template <class S>
 void differentiate(const PowerIterationBackward& p, cudaStream_t stream) {
   for_each_table(p.matrices, p.count, [&](const Table<ScaledGradient>& table, int size, auto most) {
     const dim3 grid(most(pieces_of), static_cast<unsigned>(size)), block(block_threads);
-    launch(product_kernel<T>, grid, block, 0, stream, table);
-    launch(gradient_kernel<T>, grid, block, 0, stream, table, static_cast<const T*>(p.sigmas),
-           static_cast<const T*>(p.grad_sigmas), p.coefficient);
+    launch(product_kernel<S>, grid, block, 0, stream, table);
+    launch(gradient_kernel<S>, grid, block, 0, stream, table,
+           static_cast<const Compute<S>*>(p.sigmas), static_cast<const Compute<S>*>(p.grad_sigmas),
+           p.coefficient);
   });
 }
 
@@ -274,12 +282,12 @@ int64_t gradient_scratch(const MatrixOperand& w) {
 
 void power_iteration(const PowerIteration& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  p.storage == Storage::f64 ? iterate<double>(p, on) : iterate<float>(p, on);
+  with_storage(p.storage, [&](auto s) { iterate<decltype(s)>(p, on); });
 }
 
 void power_iteration_backward(const PowerIterationBackward& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
-  p.storage == Storage::f64 ? differentiate<double>(p, on) : differentiate<float>(p, on);
+  with_storage(p.storage, [&](auto s) { differentiate<decltype(s)>(p, on); });
 }
 
 }  // namespace deepgen::cuda

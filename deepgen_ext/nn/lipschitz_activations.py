@@ -38,6 +38,9 @@ class Sin(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(math.pi * x) / math.pi
 
+    def fused_activation(self) -> tuple[str, float]:
+        return "sin", 1.0
+
 
 # The largest |derivative| of each activation, over all inputs and all values of its parameters.
 _BOUNDS: dict[type[nn.Module], Callable[[nn.Module], float]] = {

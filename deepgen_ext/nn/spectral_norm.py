@@ -146,19 +146,17 @@ class SpectralNorm(NormalizedWeight):
         self.move(*self.iterate(weight.detach(), self._u, self._v, WARM_UP)[:2])
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """A view of the weight with the outputs first, in a dtype that the kernels know."""
-        if weight.dtype in (torch.float16, torch.bfloat16):
-            weight = weight.float()
+        """A view of the weight with the outputs first."""
         return weight if self.dim == 0 else weight.movedim(self.dim, 0)
 
-    def weight(self, matrix: Tensor, like: Tensor) -> Tensor:
+    def weight(self, matrix: Tensor) -> Tensor:
         """Back from `matrix`."""
-        return (matrix if self.dim == 0 else matrix.movedim(0, self.dim)).to(like.dtype)
+        return matrix if self.dim == 0 else matrix.movedim(0, self.dim)
 
     def given(self, weight: Tensor, u: Tensor, v: Tensor) -> tuple[list[Tensor], ...]:
-        """Lists of one, as the ops take them."""
-        matrix = self.matrix(weight)
-        return [matrix], [u.to(matrix.dtype)], [v.to(matrix.dtype)]
+        """Lists of one, as the ops take them: u and v of half weights in float32."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return [self.matrix(weight)], [u.to(dtype)], [v.to(dtype)]
 
     def iterate(self, weight, u, v, n_iterations):
         us, vs, sigmas = power_iteration(*self.given(weight, u, v), n_iterations, self.eps)
@@ -168,7 +166,7 @@ class SpectralNorm(NormalizedWeight):
         scaled, us, vs, _ = spectral_normalize(
             *self.given(weight, u, v), n_iterations, self.eps, self.coefficient
         )
-        return self.weight(scaled[0], weight), us[0], vs[0]
+        return self.weight(scaled[0]), us[0], vs[0]
 
     def step(self, weight: Tensor) -> Tensor:
         if not self.grouped or is_transformed():
@@ -190,9 +188,9 @@ class SpectralNorm(NormalizedWeight):
     ) -> Tensor:
         """What was computed of a weight, with a node of its own for its gradient."""
         if not (torch.is_grad_enabled() and weight.requires_grad):
-            return self.weight(scaled, weight)
+            return self.weight(scaled)
         matrix = ScaledWeight.apply(self.matrix(weight), scaled, u, v, sigmas, self.coefficient)
-        return self.weight(matrix, weight)
+        return self.weight(matrix)
 
 
 class ScaledWeight(torch.autograd.Function):

@@ -131,7 +131,7 @@ def _step(members: list[tuple[SpectralNorm, torch.Tensor]]) -> None:
     results = zip(scaled, us, vs, sigmas.split(1), strict=True)
     for (constraint, weight), result in zip(members, results, strict=True):
         if as_one:
-            constraint.ready = partial(_given, constraint.weight(result[0], weight))
+            constraint.ready = partial(_given, constraint.weight(result[0]))
         else:
             constraint.ready = partial(_attached, constraint, result)
 

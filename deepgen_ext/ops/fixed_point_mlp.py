@@ -30,15 +30,19 @@ def fixed_point_mlp(
     its error and when it stops; what the others do changes nothing for it. `nn.fixed_point_inverse`
     calls this where g is such a network, and adds the gradient.
 
-    ==========  =======================================================
-    activation  act(v) of hidden layer l
-    ==========  =======================================================
-    "relu"      max(v, 0)
-    "elu"       v, e^v - 1 below 0
-    "tanh"      tanh(v)
-    "lipswish"  v sigmoid(betas[l] v) / 1.1 (R. Chen et al. 2019)
-    "silu"      v sigmoid(v)
-    ==========  =======================================================
+    ============  ===================================================
+    activation    act(v) of hidden layer l, b = betas[l]
+    ============  ===================================================
+    "relu"        max(v, 0)
+    "elu"         v, b (e^v - 1) below 0
+    "tanh"        tanh(v)
+    "lipswish"    v sigmoid(b v) / 1.1 (R. Chen et al. 2019)
+    "silu"        v sigmoid(v)
+    "sin"         sin(pi v) / pi
+    "softplus"    ln(1 + e^(b v)) / b; v where b v > 20
+    "leaky_relu"  v, b v below 0
+    "sigmoid"     1 / (1 + e^-v)
+    ============  ===================================================
 
     Args:
         y: (n, D), float32 or float64.
@@ -46,7 +50,7 @@ def fixed_point_mlp(
         tolerance: (n,) float64, the error to reach.
         weights: 1 to 16 matrices (H_1, D), (H_2, H_1), ..., (D, H_{n-1}) of y's dtype and device.
         biases: for each weight (H,).
-        betas: a number for each hidden layer, (n - 1,), read by "lipswish" alone.
+        betas: a number for each hidden layer, (n - 1,), read by the activations above that have it.
         lipschitz, rounding: as in `fixed_point_step`.
         max_iterations: evaluations of g for a row, at least 1.
         memory: pairs that Anderson's method keeps, 2 to 12; 0: Picard steps only.

@@ -31,7 +31,8 @@ def fixed_point_step(
     A row stops where bound <= max(tolerance, 2 e / (1 - L)), and x is p then. Else x becomes p
     (Picard, memory 0) or sum alpha_j p_j with sum alpha_j = 1 and |sum alpha_j r_j| least over the
     last `memory` pairs (Anderson 1965), unless |r| has grown since that was last done: then x goes
-    back to the p before, and all older pairs are forgotten. Rows that have stopped are not touched.
+    back to the p before, and all older pairs are forgotten. They are forgotten too, and x becomes p,
+    where a Picard step made |r| ten times smaller. Rows that have stopped are not touched.
 
     `nn.fixed_point_inverse` is the loop around it, and what you want to call.
 

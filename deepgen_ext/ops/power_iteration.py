@@ -24,16 +24,18 @@ def power_iteration(
     below eps count as eps, as in `torch.nn.functional.normalize`.
 
     Args:
-        weights: matrices (out, in), or tensors (out, ...) whose rows are flattened; float32 or
-            float64, all of one dtype and device. Transposed and channels-last weights are read as
-            they lie.
-        us: (out,) each; read only where n_iterations is 0, or W v = 0.
-        vs: (in,) each.
+        weights: matrices (out, in), or tensors (out, ...) whose rows are flattened; float32,
+            float64, bfloat16 or float16, all of one dtype and device. Transposed and channels-last
+            weights are read as they lie.
+        us: (out,) each; read only where n_iterations is 0, or W v = 0. Of the dtype of the weights,
+            for half ones float32: all sums are in it.
+        vs: (in,) each, likewise.
         n_iterations: 0 or more; 0 gives sigma of the u and v given.
         eps: 0 or more.
 
     Returns:
-        (us, vs, sigmas): new tensors, nothing is overwritten; sigmas is (len(weights),). sigma never
+        (us, vs, sigmas): new tensors, nothing is overwritten; sigmas is (len(weights),), of the
+        dtype of us. sigma never
         exceeds the true norm but by rounding. Where W v = 0, of a zero matrix above all, sigma is 0
         and u and v are those given, so that the iteration goes on once W is no longer zero. In
         float32 norms of W between 1e-15 and 1e15 are in reach: v' = W'Wv is kept before it is
@@ -45,7 +47,7 @@ def power_iteration(
     Raises:
         ValueError: no weights, lists of other lengths, another shape or device than expected, an
             empty matrix, n_iterations or eps below 0.
-        TypeError: weights that are neither float32 nor float64, or dtypes that differ.
+        TypeError: weights that are not floating-point, or dtypes that do not fit.
 
     Miyato et al. 2018, arXiv:1802.05957.
     """
@@ -110,7 +112,7 @@ def _vectors(us, vs, weights):
     return [
         *map(torch.empty_like, us),
         *map(torch.empty_like, vs),
-        weights[0].new_empty(len(weights)),
+        us[0].new_empty(len(weights)),
     ]
 
 
@@ -145,13 +147,13 @@ def _double_backward(ctx, cotangents):
     slopes = torch.where(depends, factors / sigma, 0.0)  # -df / dsigma
     by_grads, by_grad_sigmas, by_weights, by_sigmas = [], [], [], []
     for i in range(n):
-        a = cotangents[i]
+        a, grad, weight = (t.to(sigmas.dtype) for t in (cotangents[i], grads[i], weights[i]))
         along = us[i] @ a.flatten(1) @ vs[i]
-        inner = (grads[i] * weights[i]).sum()
-        by_grads.append(factors[i] * a - slopes[i] * along * weights[i])
+        inner = (grad * weight).sum()
+        by_grads.append((factors[i] * a - slopes[i] * along * weight).to(grads[i].dtype))
         by_grad_sigmas.append(along)
-        by_weights.append(-slopes[i] * along * grads[i])
-        by_sigmas.append(slopes[i] * (2 * inner * along / sigma[i] - (a * grads[i]).sum()))
+        by_weights.append((-slopes[i] * along * grad).to(weights[i].dtype))
+        by_sigmas.append(slopes[i] * (2 * inner * along / sigma[i] - (a * grad).sum()))
     none = [None] * n
     return (
         by_grads,

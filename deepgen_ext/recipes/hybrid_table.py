@@ -123,8 +123,12 @@ def plan_fits(
     return [Fit(*chosen, steps=steps, batch_size=batch_size) for chosen in every]
 
 
-def run_fits(fits: Sequence[Fit], *, jobs: int | None, console: Console) -> list[Measured]:
-    """Each fit on one core, `jobs` at a time, with a line of progress for each."""
+def run_fits(
+    fits: Sequence[Fit], outs: Sequence[Path] = (), *, jobs: int | None, console: Console
+) -> list[Measured]:
+    """Each fit on one core, `jobs` at a time, with a line of progress for each; the files hold what has
+    been measured so far.
+    """
     jobs = min(jobs or os.cpu_count() or 1, len(fits))
     results = []
     for number, measured in enumerate(_measured(fits, jobs), 1):
@@ -137,6 +141,8 @@ def run_fits(fits: Sequence[Fit], *, jobs: int | None, console: Console) -> list
             soft_wrap=True,
         )
         results.append(measured)
+        for out in outs:
+            write_table(results, out)
     return results
 
 
@@ -193,6 +199,20 @@ def _caption(results: Sequence[Measured]) -> str:
     )
 
 
+def _command(results: Sequence[Measured]) -> str:
+    """What writes this table again."""
+    fits = [m.fit for m in results]
+    seeds = 1 + max(fit.seed for fit in fits)
+    fit = fits[0]
+    words = ["deepgen hybrid-table", f"--data {fit.data}", f"--steps {fit.steps}"]
+    words += [f"--batch-size {fit.batch_size}", f"--seeds {seeds}"]
+    for flag, name, known in (("--body", "body", BODIES), ("--weight", "weight", WEIGHTS)):
+        found = {getattr(fit, name) for fit in fits}
+        if found != set(known):
+            words += [f"{flag} {value}" for value in known if value in found]
+    return " ".join(words)
+
+
 def table_of(results: Sequence[Measured]) -> Table:
     """Flows down, lambda across."""
     headings = [heading for heading, _ in _columns(results)]
@@ -224,4 +244,5 @@ def _markdown(results: Sequence[Measured]) -> str:
     headings = [heading for heading, _ in _columns(results)]
     lines = [f"| flow | {' | '.join(headings)} |", f"|{'---|' * (1 + len(headings))}"]
     lines += [f"| {' | '.join(row)} |" for row in _rows(results)]
-    return "\n".join([*lines, "", _caption(results), ""])
+    caption = f"{_caption(results)}. Written by `{_command(results)}`."
+    return "\n".join([*lines, "", caption, ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -64,9 +65,13 @@ def mlp(
         v = F.linear(x, weight, bias)
         x = {
             "relu": v.relu,
-            "elu": lambda v=v: F.elu(v),
+            "elu": lambda v=v, beta=beta: F.elu(v, float(beta)),
             "tanh": v.tanh,
             "lipswish": lambda v=v, beta=beta: v * torch.sigmoid(beta * v) / 1.1,
             "silu": lambda v=v: F.silu(v),
+            "sin": lambda v=v: torch.sin(math.pi * v) / math.pi,
+            "softplus": lambda v=v, beta=beta: F.softplus(v, float(beta)),
+            "leaky_relu": lambda v=v, beta=beta: F.leaky_relu(v, float(beta)),
+            "sigmoid": v.sigmoid,
         }[activation]()
     return F.linear(x, weights[-1], biases[-1])

@@ -8,6 +8,7 @@ from torch import Tensor
 TOLERANCE, BOUND, RESIDUAL, EXPANSION = range(4)  # of record
 STATUS, EVALUATIONS, VALID, NEWEST, PROPOSED = range(5)  # of state
 RUNNING, CONVERGED, EXPANDING, NOT_FINITE = range(4)
+PLAIN_CONTRACTION = 0.1
 
 
 def fixed_point_step(
@@ -65,6 +66,7 @@ def _step(x, g_x, y, images, residuals, gram, record, state, lipschitz, rounding
     if memory:
         images[slot], residuals[slot] = p, r
     x.copy_(p)
+    plain = not proposed and norm <= PLAIN_CONTRACTION * record[RESIDUAL]
     record[RESIDUAL] = norm
     record[BOUND] = (factor * norm + e) / (1 - factor)
     reachable = 2 * e / (1 - factor)
@@ -74,6 +76,8 @@ def _step(x, g_x, y, images, residuals, gram, record, state, lipschitz, rounding
         return
     if not memory:
         return
+    if plain:
+        state[VALID] = 0
     alone = state[VALID] == 0
     state[VALID] |= 1 << slot
     state[NEWEST], state[PROPOSED] = slot, not alone

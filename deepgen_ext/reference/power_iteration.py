@@ -20,7 +20,7 @@ def power_iteration(
     """
     new_us, new_vs, sigmas = [], [], []
     for weight, u, v in zip(weights, us, vs, strict=True):
-        matrix = weight.flatten(1)
+        matrix = weight.flatten(1).to(v.dtype)
         with torch.no_grad():
             for _ in range(n_iterations):
                 if (matrix @ v != 0).any():

@@ -202,8 +202,7 @@ def run_block_triangular_linear(ops, dtype, layout):
 
 
 def run_power_iteration(ops, dtype, layout):
-    if dtype not in (torch.float32, torch.float64):
-        return
+    sums = torch.promote_types(dtype, torch.float32)
     weights = [
         torch.randn(shape).to(dtype)
         for shape in ((1, 1), (7, 5), (6, 4, 3, 3), (130, 260), (3, 2100), (1, 9), (9, 1))
@@ -214,14 +213,14 @@ def run_power_iteration(ops, dtype, layout):
         weights = [torch.cat((w, w)).chunk(2)[1] for w in weights] * 8  # more than a launch takes
     elif layout == "unaligned":
         weights = [unaligned(w) for w in weights]
-    us = [torch.randn(w.shape[0]).to(dtype) for w in weights]
-    vs = [torch.randn(w[0].numel()).to(dtype) for w in weights]
+    us = [torch.randn(w.shape[0]).to(sums) for w in weights]
+    vs = [torch.randn(w[0].numel()).to(sums) for w in weights]
     grads = [torch.randn_like(w) for w in weights]
     for n_iterations in (1, 2):
         ops.power_iteration(weights, us, vs, n_iterations, 1e-12)
     for coefficient in (None, 0.5):
         ops.spectral_normalize(weights, us, vs, 1, 1e-12, coefficient)
-        sigmas = torch.rand(len(weights)).to(dtype)
+        sigmas = torch.rand(len(weights)).to(sums)
         ops.spectral_normalize_backward(grads, sigmas, weights, us, vs, sigmas, coefficient)
 
 
@@ -258,7 +257,7 @@ def run_fixed_point_mlp(ops, dtype, layout):
             y, weights = unaligned(y), [unaligned(w) for w in weights]
         betas = torch.ones(len(hidden), dtype=dtype)
         tolerance = torch.full((n,), 1e-5, dtype=torch.float64)
-        activations = ("relu", "lipswish") if layout == "contiguous" else ("tanh",)
+        activations = ("relu", "lipswish") if layout == "contiguous" else ("tanh", "sin")
         for activation in activations:
             ops.fixed_point_mlp(
                 y, y, tolerance, weights, biases, betas, activation, 0.9, 1e-7, 9, memory

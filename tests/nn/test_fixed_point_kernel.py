@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepgen_ext.nn import MLP, MaskedLinear, fixed_point_inverse
+from deepgen_ext.nn import MLP, LipschitzMLP, MaskedLinear, fixed_point_inverse
+from deepgen_ext.nn.lipschitz_activations import _NAMES, activation_lipschitz
 from tests.nn.contractions import F64, linear, network
 
 
@@ -89,6 +90,28 @@ def test_modules_that_say_what_they_are_made_of():
     assert ours.x.shape == y.shape
 
 
+OFFERED = [name for name in _NAMES if activation_lipschitz(_NAMES[name]()) <= 1]
+WITH_PARAMETER = {
+    "ELU": lambda: nn.ELU(0.4),
+    "LeakyReLU": lambda: nn.LeakyReLU(-0.3),
+    "Softplus": lambda: nn.Softplus(2.5),
+    "Sigmoid": nn.Sigmoid,
+}
+
+
+@pytest.mark.parametrize("activation", [*OFFERED, *WITH_PARAMETER.values()],
+                         ids=[*OFFERED, *WITH_PARAMETER])  # fmt: skip
+def test_every_activation_of_a_lipschitz_mlp_runs_in_one_kernel(activation):
+    torch.manual_seed(0)
+    g = LipschitzMLP(6, (9, 7), activation=activation).double().eval()
+    y = 3 * torch.randn(5, 6, dtype=F64)
+    ours = fixed_point_inverse(g, y, lipschitz=g.lipschitz, tol=1e-10, fused=True)
+    theirs = fixed_point_inverse(g, y, lipschitz=g.lipschitz, tol=1e-10, fused=False)
+    assert "in one kernel" in ours.method
+    torch.testing.assert_close(ours.x, theirs.x, rtol=0, atol=2e-10)
+    assert torch.equal(ours.iterations, theirs.iterations)
+
+
 def test_what_does_not_run_in_one_kernel_says_why():
     y = torch.randn(3, 6, dtype=F64)
     hooked = network()
@@ -98,7 +121,7 @@ def test_what_does_not_run_in_one_kernel_says_why():
         "is not a module whose layers are known": nn.Bilinear(2, 2, 2),
         "GELU": network(activation=nn.GELU),
         "several kinds": nn.Sequential(*network()[:3], nn.ReLU(), network()[4]),
-        "alpha": nn.Sequential(linear(6, 6, 0.5), nn.ELU(0.5), linear(6, 6, 0.5)),
+        "threshold": nn.Sequential(linear(6, 6, 0.5), nn.Softplus(1, 3), linear(6, 6, 0.5)),
         "between each two": nn.Sequential(linear(6, 6, 0.5), nn.Tanh()),
         "stands where a Linear": nn.Sequential(nn.Tanh()),
         "hooks": hooked,

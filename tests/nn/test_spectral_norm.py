@@ -76,12 +76,36 @@ def test_a_vector_is_divided_by_its_length():
     torch.testing.assert_close(layer.weight.norm(), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes(dtype):
-    layer = spectral_norm(nn.Linear(6, 5).to(dtype), n_power_iterations=200)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.ConvTranspose2d(4, 3, 2)])
+def test_other_dtypes(make, dtype):
+    layer = spectral_norm(make().to(dtype), n_power_iterations=200)
     assert layer.weight.dtype == dtype
+    if isinstance(layer, nn.ConvTranspose2d):
+        layer.weight.float().square().sum().backward()
+        assert original(layer).grad.dtype == dtype
+        return
     norm = torch.linalg.svdvals(layer.weight.double())[0]
     torch.testing.assert_close(norm, torch.ones_like(norm), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [lambda: spectral_norm(nn.Linear(6, 5)), lambda: SpectralLinear(6, 5)])
+def test_autocast_changes_the_product_alone(make, dtype):
+    """The weight, u and v are those of float32; the layer's result has autocast's dtype."""
+    torch.manual_seed(0)
+    layer = make()
+    twin = copy.deepcopy(layer)
+    x = torch.randn(3, 6)
+    expected = twin(x)
+    with torch.autocast("cpu", dtype):
+        y = layer(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.02)
+    for name, value in twin.state_dict().items():
+        assert torch.equal(layer.state_dict()[name], value), name
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
 
 
 CONVOLUTIONS = [

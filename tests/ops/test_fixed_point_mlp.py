@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,10 @@ from deepgen_ext import ops, reference
 from deepgen_ext.reference.fixed_point_mlp import mlp
 from tests.emulation.compare import check_emulated
 
-ACTIVATIONS = ("relu", "elu", "tanh", "lipswish", "silu")
+ACTIVATIONS = (
+    *("relu", "elu", "tanh", "lipswish", "silu"),
+    *("sin", "softplus", "leaky_relu", "sigmoid"),
+)
 STATUS, EVALUATIONS = 0, 1
 
 
@@ -25,7 +30,8 @@ def problem(n: int, features: int, hidden: tuple[int, ...], seed: int = 0, facto
     weights = [normal(b, a) for a, b in zip(sizes, sizes[1:])]
     weights = [factor * w / torch.linalg.matrix_norm(w, 2) for w in weights]
     biases = [0.5 * normal(b) for b in sizes[1:]]
-    return normal(n, features), weights, biases, 0.5 + torch.arange(len(hidden)).double()
+    betas = 0.5 + 0.25 * torch.arange(len(hidden)).double()
+    return normal(n, features), weights, biases, betas
 
 
 def solve(op, y, weights, biases, betas, tolerance=1e-8, **options):
@@ -67,6 +73,33 @@ def test_every_activation(activation, dtype):
         )
         # |x - x*| >= |x + g(x) - y| / (1 + L)
         assert (error.norm(dim=1) / 1.8 <= record[:, 1]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_at_every_size_of_its_input(activation, dtype):
+    """x = -act(x0) after one step of a network of one unit. From 2^22 on sin is 0 in float32."""
+    largest = 2**21 if activation == "sin" else 1e4
+    sizes = torch.logspace(-6, math.log10(largest), 200, dtype=torch.float64)
+    v = torch.cat((-sizes, torch.linspace(-3, 3, 241, dtype=torch.float64), sizes)).to(dtype)
+    one, zeros = torch.ones(1, 1, dtype=dtype), torch.zeros(len(v), 1, dtype=dtype)
+    given = [one, one], [zeros[0], zeros[0]], torch.full((1,), 0.7, dtype=dtype)
+    options = {"activation": activation, "max_iterations": 1, "memory": 0}
+    x = solve(ops.fixed_point_mlp, zeros, *given, x0=v[:, None], **options)[0]
+    doubles = [t.double() for t in (*given[0], *given[1], given[2])]
+    expected = mlp(v[:, None].double(), doubles[:2], doubles[2:4], doubles[4], activation)
+    tiny = torch.finfo(dtype).eps
+    # An ulp of pi v changes the sine of a large v: in double the reference has that error.
+    slack = tiny * (v[:, None].double().abs() if activation == "sin" else 1)
+    assert ((x.double() + expected).abs() <= 4 * tiny * expected.abs() + slack).all()
+    if activation == "sin":
+        half_integers = torch.tensor([[0.5], [-0.5], [1.5], [1e6 + 0.5], [7.0]], dtype=dtype)
+        x = solve(ops.fixed_point_mlp, zeros[:5], *given, x0=half_integers, **options)[0]
+        signs = torch.tensor([[-1.0], [1.0], [1.0], [-1.0], [0.0]], dtype=dtype)
+        torch.testing.assert_close(x, signs / math.pi, rtol=2 * tiny, atol=0)
+    bad = torch.tensor([[torch.nan]], dtype=dtype)
+    x = solve(ops.fixed_point_mlp, zeros[:1], *given, x0=bad, **options)[2]
+    assert x[0, STATUS] == 3
 
 
 def test_rows_do_not_depend_on_the_others():
@@ -206,7 +239,7 @@ def test_opcheck_and_compile():
         ({"biases": [torch.zeros(5)]}, ValueError, "biases must have an entry"),
         ({"biases": [torch.zeros(5), torch.zeros(5)]}, ValueError, r"biases\[1\]"),
         ({"betas": torch.zeros(2)}, ValueError, "betas"),
-        ({"activation": "gelu"}, ValueError, "relu, elu, tanh, lipswish, silu"),
+        ({"activation": "gelu"}, ValueError, "relu, elu, .*, leaky_relu, sigmoid"),
         ({"lipschitz": 1.0}, ValueError, "lipschitz"),
         ({"rounding": torch.inf}, ValueError, "rounding"),
         ({"max_iterations": 0}, ValueError, "max_iterations"),

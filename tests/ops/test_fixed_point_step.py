@@ -60,6 +60,27 @@ def test_steps_are_those_of_the_reference(shape, memory):
         same(ours, theirs, 1e-8)
 
 
+def test_plain_steps_where_they_contract_tenfold():
+    """A row whose last Picard step did mixes nothing; one on which g stops doing so mixes again."""
+    y = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    slope = torch.tensor([0.05, -0.099, 0.101, -0.5], dtype=torch.float64)[:, None]
+    given = start(y, 3, tolerance=1e-14)
+    proposed = []
+    for _ in range(4):
+        run(ops.fixed_point_step, lambda x: slope * x, given, y, 1)
+        proposed.append(given[-1][:, PROPOSED].tolist())
+    assert proposed[0] == [0, 0, 0, 0]
+    assert [row[:2] for row in proposed] == [[0, 0]] * 4
+    assert proposed[1][2:] == [1, 1]
+    # The newest pair stays in use: the first slow step is mixed with it.
+    given = start(y, 3, tolerance=1e-14)
+    run(ops.fixed_point_step, lambda x: 0.05 * x, given, y, 3)
+    assert (given[-1][:, PROPOSED] == 0).all()
+    last = given[2][torch.arange(4), given[-1][:, NEWEST].long()]
+    run(ops.fixed_point_step, lambda x: y - x - 0.5 * last.roll(1, 1), given, y, 1)
+    assert (given[-1][:, PROPOSED] == 1).all()
+
+
 def test_the_wild_function_makes_steps_back():
     """Or the test above compares no rejected proposals."""
     torch.manual_seed(0)

@@ -8,7 +8,8 @@ from deepgen_ext import ops, reference
 from tests.checks import _check_views, check_values
 from tests.emulation.compare import check_emulated
 
-DOUBLE_AND_SINGLE = (torch.float64, torch.float32)
+HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float64, torch.float32, *HALVES)
 
 
 def draw(*shape, seed=0):
@@ -41,10 +42,10 @@ def vectors(weights):
 
 
 def bound(function, us, vs, *options):
-    """A function of the weights alone; u and v come in their dtype."""
+    """A function of the weights alone; u and v come in the dtype of their sums."""
 
     def of_weights(*weights):
-        dtype = weights[0].dtype
+        dtype = torch.promote_types(weights[0].dtype, torch.float32)
         results = function(weights, [u.to(dtype) for u in us], [v.to(dtype) for v in vs], *options)
         tensors = [*results[0], results[-1]] if len(results) == 4 else [results[-1]]
         return tuple(tensors)
@@ -65,8 +66,30 @@ def test_values_and_gradients(n_iterations, coefficient):
             bound(getattr(ops, name), us, vs, *options, *extra),
             bound(getattr(reference, name), us, vs, *options, *extra),
             weights,
-            DOUBLE_AND_SINGLE,
+            DTYPES,
         )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_weights_are_summed_in_float32(dtype):
+    """So u, v and sigma are those of the rounded weights to float32's precision, in any layout."""
+    weights = [w.to(dtype) for w in many_weights()]
+    us, vs = vectors(weights)
+    exact = reference.power_iteration([w.double() for w in weights], us, vs, 3)
+    us, vs = ([t.float() for t in group] for group in (us, vs))
+    scaled, *found = ops.spectral_normalize(weights, us, vs, 3)
+    for ours, theirs in zip((*found[0], *found[1], found[2]), (*exact[0], *exact[1], exact[2])):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+    for ours, weight, sigma in zip(scaled, weights, exact[2]):
+        expected = weight.double() / (sigma if sigma > 0 else 1.0)
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), expected.to(dtype).double(), rtol=0.01, atol=0)
+    leaves = [w.clone().requires_grad_() for w in weights]
+    loss = sum((s.float() ** 2).sum() for s in ops.spectral_normalize(leaves, us, vs, 1)[0])
+    gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+    second = torch.autograd.grad(sum(g.float().square().sum() for g in gradients), leaves)
+    assert all(g.dtype == dtype and g.isfinite().all() for g in (*gradients, *second))
 
 
 @pytest.mark.parametrize("n_iterations", [1, 4])
@@ -176,14 +199,14 @@ W, U, V = torch.ones(2, 3), torch.ones(2), torch.ones(3)
     [
         (([], [], []), ValueError, "weights must hold at least one matrix"),
         (([W], [], [V]), ValueError, "us and vs must have an entry for each of the 1 weights"),
-        (([W.int()], [U], [V]), TypeError, r"weights\[0\] must be a float32 or float64 tensor"),
-        (([W.half()], [U], [V]), TypeError, r"weights\[0\] must be a float32 or float64 tensor"),
+        (([W.int()], [U], [V]), TypeError, r"weights\[0\] must be"),
+        (([W.half()], [U.half()], [V]), TypeError, r"us\[0\] must be a Float tensor for weights of"),
         (([W, W.double()], [U] * 2, [V] * 2), TypeError, r"weights\[1\] must have the dtype of"),
         (([U], [U], [V]), ValueError, r"weights\[0\] must have the shape \(out, in\)"),
         (([W[:0]], [U[:0]], [V]), ValueError, r"weights\[0\] must have the shape"),
         (([W], [V], [V]), ValueError, r"us\[0\] must have the shape \[2\], got \[3\]"),
         (([W], [U], [U]), ValueError, r"vs\[0\] must have the shape \[3\], got \[2\]"),
-        (([W], [U.double()], [V]), TypeError, r"us\[0\] must have the dtype of weights\[0\]"),
+        (([W], [U.double()], [V]), TypeError, r"us\[0\] must be a Float tensor"),
         (([W], [U], [V], -1), ValueError, "n_iterations must be 0 or more, got -1"),
         (([W], [U], [V], 1, -1.0), ValueError, "eps must be a finite number, 0 or more"),
     ],
@@ -200,10 +223,11 @@ def test_a_coefficient_that_makes_no_sense(coefficient):
         ops.spectral_normalize([W], [U], [V], coefficient=coefficient)
 
 
-@pytest.mark.parametrize("dtype", DOUBLE_AND_SINGLE)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_cuda_kernels_in_emulation(emulated, dtype):
     weights = [w.to(dtype) for w in many_weights()]
-    us, vs = ([t.to(dtype) for t in group] for group in vectors(weights))
+    sums = torch.promote_types(dtype, torch.float32)
+    us, vs = ([t.to(sums) for t in group] for group in vectors(many_weights()))
     for n_iterations in (0, 1, 2):
         arguments = (weights, us, vs, n_iterations, 1e-12)
         check_emulated("power_iteration", *arguments, magnified=20)
@@ -214,11 +238,12 @@ def test_cuda_kernels_in_emulation(emulated, dtype):
 
 
 @pytest.mark.parametrize("coefficient", [None, 2.0])
-@pytest.mark.parametrize("dtype", DOUBLE_AND_SINGLE)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_cuda_gradients_in_emulation(emulated, dtype, coefficient):
     weights = [w.to(dtype) for w in many_weights()]
+    sums = torch.promote_types(dtype, torch.float32)
     us, vs, sigmas = ops.power_iteration(
-        weights, *([t.to(dtype) for t in group] for group in vectors(weights))
+        weights, *([t.to(sums) for t in group] for group in vectors(many_weights()))
     )
     grads = [torch.randn_like(w) for w in weights]
     arguments = (grads, torch.randn_like(sigmas), weights, us, vs, sigmas, coefficient)
@@ -233,5 +258,5 @@ def test_on_gpu():
         bound(ops.spectral_normalize, us, vs),
         bound(reference.spectral_normalize, us, vs),
         weights,
-        DOUBLE_AND_SINGLE,
+        DTYPES,
     )

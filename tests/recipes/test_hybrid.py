@@ -98,6 +98,10 @@ def test_table(tmp_path: Path) -> None:
         "| residual | 91.00 ± 1.41 | 3.100 ± 0.141 | 71.00 ± 1.41 |"
         in (tmp_path / "t.md").read_text()
     )
+    assert (
+        "`deepgen hybrid-table --data digits --steps 5 --batch-size 4 --seeds 2"
+        " --body residual --weight 0 --weight 1`" in (tmp_path / "t.md").read_text()
+    )
     write_table(results, tmp_path / "t.csv")
     with open(tmp_path / "t.csv") as file:
         rows = list(csv.DictReader(file))

@@ -54,6 +54,8 @@ def fixed_point_inverse(
     "picard"    p: |r| falls by the contraction of g, about log(tol) / log(L) evaluations
     "anderson"  the mixture of the last p with the least mixed residual (Anderson 1965; Walker & Ni
                 2011), 5 of them, 10 for L > 0.9. Where |r| does not fall, p of the last x whose did.
+                Where a Picard step has made |r| ten times smaller, another one: a sample on which g
+                contracts by far more than L says pays nothing for mixtures.
     "auto"      "anderson", or "picard" for L <= 0.1, where a few evaluations do
     ==========  ==================================================================================
 
@@ -77,7 +79,7 @@ def fixed_point_inverse(
             raise_on_failure.
         fused: iterate in one kernel (`ops.fixed_point_mlp`), which MLPs of known layers can
             (`fixed_point.mlp`): a Sequential of Linear, parametrized or masked ones too, with ReLU, ELU,
-            Tanh or SiLU between, or nn.MLP. None: where it can be; `result.method` says whether it was.
+            LeakyReLU, Softplus, Tanh, Sigmoid or SiLU between, nn.MLP or nn.LipschitzMLP. None: where it can be; `result.method` says whether it was.
             True: a ValueError says why not. False: never.
         rounding: the error of computing y - g(x), in eps of |x| + |y|; >= 0.5.
 

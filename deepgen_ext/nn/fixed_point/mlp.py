@@ -14,6 +14,17 @@ from ..mlp import MLP
 
 MOST_LAYERS = 16
 
+# What the kernel calls them, and the attribute that is its beta.
+_ACTIVATIONS = {
+    nn.ReLU: ("relu", None),
+    nn.ELU: ("elu", "alpha"),
+    nn.LeakyReLU: ("leaky_relu", "negative_slope"),
+    nn.Softplus: ("softplus", "beta"),
+    nn.Tanh: ("tanh", None),
+    nn.Sigmoid: ("sigmoid", None),
+    nn.SiLU: ("silu", None),
+}
+
 
 class FusedMLP(NamedTuple):
     """W_n act(... act(W_1 x + b_1)) + b_n as ops.fixed_point_mlp takes it."""
@@ -33,8 +44,9 @@ def fused_mlp(g: Callable[[Tensor], Tensor], y: Tensor) -> FusedMLP:
 
     g is a Sequential of Linear layers with one kind of activation between them, an nn.MLP without a
     context, or a module with a method `plain_layers()` that lists what it applies one after the other
-    to flattened samples. An activation is ReLU, ELU, Tanh or SiLU, or a module with a method
-    `fused_activation()` that gives the name and the beta of `ops.fixed_point_mlp`.
+    to flattened samples. An activation is ReLU, ELU, LeakyReLU, Softplus, Tanh, Sigmoid or SiLU, or a
+    module with a method `fused_activation()` that gives the name and the beta of
+    `ops.fixed_point_mlp`.
 
     Raises:
         NotFused: says why not.
@@ -122,9 +134,9 @@ def _weight(layer: nn.Module) -> Tensor:
 def _activation(layer: nn.Module) -> tuple[str, Any]:
     if hasattr(layer, "fused_activation"):
         return layer.fused_activation()
-    if type(layer) is nn.ELU and layer.alpha != 1:
-        raise NotFused(f"ELU with alpha {layer.alpha}; the kernel knows 1")
-    name = {nn.ReLU: "relu", nn.ELU: "elu", nn.Tanh: "tanh", nn.SiLU: "silu"}.get(type(layer))
-    if name is None:
+    if type(layer) is nn.Softplus and layer.threshold != 20:
+        raise NotFused(f"Softplus with the threshold {layer.threshold}; the kernel knows 20")
+    if type(layer) not in _ACTIVATIONS:
         raise NotFused(f"the kernel knows no {type(layer).__name__}")
-    return name, 1.0
+    name, parameter = _ACTIVATIONS[type(layer)]
+    return name, getattr(layer, parameter) if parameter else 1.0
