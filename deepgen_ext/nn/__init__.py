@@ -8,6 +8,7 @@ from .fixed_point import FixedPointError, FixedPointResult, fixed_point_inverse
 from .gated_masked_block import GatedMaskedBlock
 from .gated_resnet import GatedResnet
 from .gates import AppendOnes, ConcatELU, Gate, GatedSigmoid
+from .induced_norm import LearnedExponent
 from .lipschitz_activations import LipSwish, Sin, activation_lipschitz
 from .lipschitz_nets import LipschitzConvNet, LipschitzMLP
 from .made import MADE
@@ -22,6 +23,7 @@ from .spectral_norm import spectral_norm
 from .spectral_norm_all import spectral_norm_all
 
 __all__ = [
+    "LearnedExponent",
     "LipSwish",
     "LipschitzConvNet",
     "LipschitzMLP",

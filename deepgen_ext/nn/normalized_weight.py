@@ -60,6 +60,10 @@ class NormalizedWeight(nn.Module):
         depends = norm > least
         return torch.where(depends, most / torch.where(depends, norm, 1.0), 1.0)
 
+    def depends_on(self) -> tuple[Tensor, ...]:
+        """What the scaled weight is made of beside the weight."""
+        return self._u, self._v
+
     # ------------------------------------------------------------ the parametrization
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -137,8 +141,8 @@ class NormalizedWeight(nn.Module):
         return self.keep(weight, make)
 
     def keep(self, weight: Tensor, make: Callable[[], Any]) -> Any:
-        """make(), called again when the weight, u or v have changed."""
-        tensors = (weight, self._u, self._v)
+        """make(), called again when the weight, or what else it depends on, have changed."""
+        tensors = (weight, *self.depends_on())
         if any(tensor.is_inference() for tensor in tensors):  # they keep no version
             with torch.no_grad():
                 return make()

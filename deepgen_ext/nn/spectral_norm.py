@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from deepgen_ext.ops import power_iteration, scaled_weight_gradients, spectral_normalize
 
 from .convolution_norm import ConvolutionNorm
-from .induced_norm import InducedNorm
+from .induced_norm import InducedNorm, LearnedExponent
 from .normalized_weight import WARM_UP, NormalizedWeight, in_backward, is_transformed
 from .pickled_parametrization import make_picklable
 
@@ -31,8 +31,8 @@ def spectral_norm(
     kind: str = "matrix",
     coefficient: float | None = None,
     input_shape: int | tuple[int, ...] | None = None,
-    domain: float = 2,
-    codomain: float = 2,
+    domain: float | LearnedExponent = 2,
+    codomain: float | LearnedExponent = 2,
     rtol: float | None = None,
     atol: float | None = None,
 ) -> nn.Module:
@@ -68,7 +68,8 @@ def spectral_norm(
         input_shape: for kind="conv", the spatial size of the inputs; an int counts for each
             dimension. The norm at a smaller input is not larger.
         domain, codomain: p and q of the norm max |Wx|_q / |x|_p, for kind="matrix"; 1, inf or any
-            between. See `InducedNorm` for where it is exact.
+            between, or a `LearnedExponent`. See `InducedNorm` for where it is exact. A flow inverts,
+            and bounds its errors, in the 2-norm: its networks have no other.
         rtol, atol: see above.
 
     Raises:
@@ -93,8 +94,11 @@ def spectral_norm(
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{option} must be a finite number above 0, got {value}")
     for option, value in (("domain", domain), ("codomain", codomain)):
-        if not value >= 1:
+        if not isinstance(value, LearnedExponent) and not value >= 1:
             raise ValueError(f"{option} must be 1 or more, up to inf, got {value}")
+    learned = [e for e in (domain, codomain) if isinstance(e, LearnedExponent)]
+    if learned and any(e in (1, math.inf) for e in (domain, codomain)):
+        raise ValueError("domain, codomain: beside a LearnedExponent, expected one in (1, inf)")
     options = {
         "n_iterations": n_power_iterations,
         "eps": eps,

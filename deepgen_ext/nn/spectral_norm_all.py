@@ -37,6 +37,9 @@ def spectral_norm_all(
 ) -> nn.Module:
     """`spectral_norm` on every layer of the model, their iterations in one launch; returns the model.
 
+    Of kind="matrix" alone: a step of kind="conv" is two convolutions of a layer's own shape, which no
+    launch can share with other layers; `spectral_norm` each of them, with its `input_shape`.
+
     Layers: Linear, Conv1-3d, ConvTranspose1-3d and Embedding, or those for whose name and module
     `select` is true; never those whose weight has a parametrization already. Layers that share a
     weight have a u and v each.
@@ -129,7 +132,7 @@ def _step(members: list[tuple[SpectralNorm, torch.Tensor]]) -> None:
         buffers += [constraint._v for constraint, _ in members]
         torch._foreach_copy_(buffers, [*us, *vs])
     results = zip(scaled, us, vs, sigmas.split(1), strict=True)
-    for (constraint, weight), result in zip(members, results, strict=True):
+    for (constraint, _), result in zip(members, results, strict=True):
         if as_one:
             constraint.ready = partial(_given, constraint.weight(result[0]))
         else:

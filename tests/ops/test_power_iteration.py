@@ -200,7 +200,11 @@ W, U, V = torch.ones(2, 3), torch.ones(2), torch.ones(3)
         (([], [], []), ValueError, "weights must hold at least one matrix"),
         (([W], [], [V]), ValueError, "us and vs must have an entry for each of the 1 weights"),
         (([W.int()], [U], [V]), TypeError, r"weights\[0\] must be"),
-        (([W.half()], [U.half()], [V]), TypeError, r"us\[0\] must be a Float tensor for weights of"),
+        (
+            ([W.half()], [U.half()], [V]),
+            TypeError,
+            r"us\[0\] must be a Float tensor for weights of",
+        ),
         (([W, W.double()], [U] * 2, [V] * 2), TypeError, r"weights\[1\] must have the dtype of"),
         (([U], [U], [V]), ValueError, r"weights\[0\] must have the shape \(out, in\)"),
         (([W[:0]], [U[:0]], [V]), ValueError, r"weights\[0\] must have the shape"),

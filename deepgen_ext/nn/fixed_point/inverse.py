@@ -79,7 +79,8 @@ def fixed_point_inverse(
             raise_on_failure.
         fused: iterate in one kernel (`ops.fixed_point_mlp`), which MLPs of known layers can
             (`fixed_point.mlp`): a Sequential of Linear, parametrized or masked ones too, with ReLU, ELU,
-            LeakyReLU, Softplus, Tanh, Sigmoid or SiLU between, nn.MLP or nn.LipschitzMLP. None: where it can be; `result.method` says whether it was.
+            LeakyReLU, Softplus, Tanh, Sigmoid or SiLU between, nn.MLP or nn.LipschitzMLP. None: where
+            it can be; `result.method` says whether it was.
             True: a ValueError says why not. False: never.
         rounding: the error of computing y - g(x), in eps of |x| + |y|; >= 0.5.
 
