@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deepgen_ext import objectives
 from deepgen_ext.models import Glow, ResidualFlow
 from deepgen_ext.models.flow import Flow
-from deepgen_ext.nn import GlowConvNet
+from deepgen_ext.nn import GlowConvNet, LogDetEstimator
 from deepgen_ext.nn.transforms import (
     ActNorm,
     AffineCoupling,
@@ -68,14 +68,23 @@ def body(name: str, shape: tuple[int, ...], n_levels: int) -> Flow:
     """The flow under a classifier, of two scales.
 
     "coupling": ActNorm and affine couplings whose halves take turns. "coupling+1x1": `Glow`, a 1x1
-    convolution before each. "residual": `ResidualFlow`.
+    convolution before each. "residual": `ResidualFlow` with the paper's coefficient of 0.98 and its
+    2 exact terms and 1 more on average in training (stop = 1/2); the estimator's own choice, whose
+    variance is finite for every g of that bound, draws 16 and took 800 s for what takes a fraction.
     """
     if name == "coupling":
         return _coupling(shape, n_levels)
     if name == "coupling+1x1":
         return Glow(shape, levels=_LEVELS, steps=4, hidden_channels=64, n_levels=n_levels)
     return ResidualFlow(
-        shape, levels=_LEVELS, blocks=4, hidden=64, coefficient=0.98, n_levels=n_levels
+        shape,
+        levels=_LEVELS,
+        blocks=4,
+        hidden=64,
+        coefficient=0.98,
+        log_det=LogDetEstimator("unbiased", n_terms=2, stop=0.5),
+        eval_log_det=LogDetEstimator("unbiased", n_terms=10),
+        n_levels=n_levels,
     )
 
 

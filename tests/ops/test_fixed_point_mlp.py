@@ -197,6 +197,25 @@ def test_emulated(activation, memory):
 
 
 @pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("memory", [0, 3])
+def test_emulated_rows_that_are_done_wait_unchanged(memory):
+    """A row beside slower ones is, bit for bit, what it is alone."""
+    y, weights, biases, betas = problem(8, 5, (9,), factor=0.95)
+    tolerance = torch.logspace(-1, -10, 8, dtype=torch.float64)
+
+    def solved(rows: slice) -> list[Tensor]:
+        given = (y[rows], y[rows], tolerance[rows], weights, biases, betas)
+        options = ("relu", 0.95, 1e-15, 200, memory)
+        return torch.ops.deepgen_ext_emulated.fixed_point_mlp(*given, *options)
+
+    among = solved(slice(None))
+    assert len(among[2][:, EVALUATIONS].unique()) > 3
+    for i in range(8):
+        for ours, theirs in zip(among, solved(slice(i, i + 1))):
+            assert torch.equal(ours[i], theirs[0])
+
+
+@pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize(
     ("n", "features", "hidden", "memory", "its"),
     [
