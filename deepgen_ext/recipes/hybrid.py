@@ -70,7 +70,7 @@ def body(name: str, shape: tuple[int, ...], n_levels: int) -> Flow:
     "coupling": ActNorm and affine couplings whose halves take turns. "coupling+1x1": `Glow`, a 1x1
     convolution before each. "residual": `ResidualFlow` with the paper's coefficient of 0.98 and its
     2 exact terms and 1 more on average in training (stop = 1/2); the estimator's own choice, whose
-    variance is finite for every g of that bound, draws 16 and took 800 s for what takes a fraction.
+    variance is finite for every g of that bound, draws 16, and a fit took about twice as long.
     """
     if name == "coupling":
         return _coupling(shape, n_levels)
