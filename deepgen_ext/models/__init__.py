@@ -1,5 +1,6 @@
 """Models, one paper a file."""
 
+from .adversarial import GAN, SNGAN, WGAN, WGANGP, AdversarialModel
 from .autoregressive import PixelCNN, PixelCNNPlusPlus, PixelModel
 from .flow import (
     IAF,
@@ -15,10 +16,15 @@ from .flow import (
 from .latent import IWAE, VAE, LatentModel
 
 __all__ = [
+    "GAN",
     "IAF",
     "IWAE",
     "MAF",
+    "SNGAN",
     "VAE",
+    "WGAN",
+    "WGANGP",
+    "AdversarialModel",
     "Glow",
     "IResNet",
     "LatentModel",

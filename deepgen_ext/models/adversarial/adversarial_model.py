@@ -1,0 +1,357 @@
+"""What every adversarial model shares: two players, their losses, the average of the generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ... import objectives
+from .networks import DCGANCritic, DCGANGenerator, MLPCritic, MLPGenerator
+from .objectives import Objective
+from .residual_networks import ResNetCritic, ResNetGenerator
+
+Noise = dict[str, Tensor]
+NETWORKS = ("dcgan", "resnet", "mlp")
+
+
+class CriticTerms(NamedTuple):
+    """What a critic's step minimises, and what it says: scalars.
+
+    `gap` is E[s(x)] - E[s(G(z))], the critic's idea of how far samples are from data; under a
+    Lipschitz constant of 1 it estimates the Wasserstein distance from below.
+    """
+
+    objective: Tensor
+    penalty: Tensor
+    gap: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return self.objective + self.penalty
+
+
+class AdversarialModel(nn.Module):
+    """A generator and a critic. Each step of a loop draws, minimises one loss over one's parameters:
+
+        for _ in range(model.n_critic):
+            model.critic_loss(x).backward()      # over critic_parameters(), then after_critic_step()
+        model.generator_loss(x).backward()       # over generator_parameters(), after_generator_step()
+
+    Images enter as integer levels (n, C, H, W); the networks see x = (levels + u) / n_levels
+    stretched to [-1, 1]. Vectors enter as they are, (n, D). Conditional models take labels (n,).
+
+    Args:
+        shape: of a sample, (C, H, W) or (D,).
+        generator, critic: see `networks`.
+        objective: see `objectives`.
+        n_levels: of images; None for vectors.
+        n_critic: steps of the critic for one of the generator.
+        ema: decay of the generator's moving average, which `sample` uses; 0 for none.
+
+    Raises:
+        ValueError: n_critic < 1, ema outside of [0, 1), images without levels or vectors with.
+    """
+
+    betas = (0.5, 0.999)  # of Adam
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        generator: nn.Module,
+        critic: nn.Module,
+        objective: Objective,
+        *,
+        n_levels: int | None,
+        n_critic: int = 1,
+        ema: float = 0.999,
+    ) -> None:
+        super().__init__()
+        if isinstance(n_critic, bool) or not isinstance(n_critic, int) or n_critic < 1:
+            raise ValueError(f"n_critic: expected an integer of 1 or more, got {n_critic}")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema: expected a number in [0, 1), got {ema}")
+        check_shape(shape, n_levels)
+        self.shape, self.n_levels = tuple(shape), n_levels
+        self.generator, self.critic, self.objective = generator, critic, objective
+        self.n_critic, self.ema = n_critic, ema
+        self.latent_features = generator.latent_features
+        self.n_classes = generator.n_classes
+        self.average = copy.deepcopy(generator).requires_grad_(False) if ema else None
+        self.register_buffer("averaged_steps", torch.zeros((), dtype=torch.int64))
+
+    # ------------------------------------------------------------ the two players
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        return list(self.critic.parameters())
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        return list(self.generator.parameters())
+
+    def optimizer(
+        self, parameters: list[nn.Parameter], learning_rate: float
+    ) -> torch.optim.Optimizer:
+        """The paper's, for either player."""
+        return torch.optim.Adam(parameters, lr=learning_rate, betas=self.betas)
+
+    def critic_loss(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What the critic minimises on the data x, a scalar; no gradient goes to the generator."""
+        return self.critic_terms(x, labels, noise=noise, generator=generator).loss
+
+    def critic_terms(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
+        generator: torch.Generator | None = None,
+    ) -> CriticTerms:
+        """The parts of `critic_loss`."""
+        noise = self.noise_for(x, noise, generator)
+        real = self.stretch(x, noise)
+        with torch.no_grad():
+            fake = self.generator(noise["latents"], labels).to(real.dtype)
+        real_scores, fake_scores = self.scores(real, fake, labels)
+        return CriticTerms(
+            self.objective.critic_loss(real_scores, fake_scores),
+            self.penalty(real, fake, labels, noise),
+            (real_scores.detach().float().mean() - fake_scores.detach().float().mean()),
+        )
+
+    def generator_loss(
+        self,
+        x: Tensor,
+        labels: Tensor | None = None,
+        *,
+        noise: Noise | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What the generator minimises, a scalar, with as many samples as x has.
+
+        No gradient goes to the critic's parameters.
+        """
+        noise = self.noise_for(x, noise, generator)
+        fake = self.generator(noise["latents"], labels)
+        with frozen(self.critic):
+            return self.objective.generator_loss(self.critic(fake, *_given(labels)))
+
+    def penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """What is added to the critic's loss, with its weight."""
+        return real.new_zeros(())
+
+    def after_critic_step(self) -> None:
+        """To be called after each step of the critic's optimiser."""
+
+    @torch.no_grad()
+    def after_generator_step(self) -> None:
+        """To be called after each step of the generator's optimiser: moves the average.
+
+        Its decay rises to `ema` as (1 + t) / (10 + t): the first steps do not linger.
+        """
+        if self.average is None:
+            return
+        t = self.averaged_steps
+        weight = 1 - ((1 + t) / (10 + t)).clamp(max=self.ema)
+        t += 1
+        averages, currents = [], []
+        for average, current in zip(_state(self.average), _state(self.generator), strict=True):
+            if current.is_floating_point():
+                averages.append(average)
+                currents.append(current)
+            else:
+                average.copy_(current)
+        steps = torch._foreach_sub(currents, averages)
+        torch._foreach_mul_(steps, weight.to(currents[0].dtype))
+        torch._foreach_add_(averages, steps)
+
+    # ------------------------------------------------------------ samples
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        *,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """n samples of the averaged generator: images real in [0, 1], vectors as they come.
+
+        `temperature` scales the latents' deviation. A conditional model draws the classes that it is
+        not given.
+
+        Raises:
+            ValueError: n < 0, temperature < 0, labels that are not n classes.
+        """
+        if n < 0:
+            raise ValueError(f"n: expected 0 or more, got {n}")
+        if not temperature >= 0:
+            raise ValueError(f"temperature: expected 0 or more, got {temperature}")
+        like = next(self.generator.parameters())
+        z = self._normal(n, generator) * temperature
+        if self.n_classes and labels is None:
+            labels = torch.randint(
+                self.n_classes, (n,), generator=generator, device=_device(generator, like)
+            )
+        if labels is not None:
+            labels = labels.to(like.device)
+            if labels.numel() != n:
+                raise ValueError(f"labels: expected {n} classes, got {tuple(labels.shape)}")
+        if n == 0:
+            return like.new_zeros((0, *self.shape))
+        return self.shrink(evaluated(self.average or self.generator, z, labels))
+
+    # ------------------------------------------------------------ data and noise
+
+    def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Noise:
+        """All random numbers of one step on n samples, by name: a row each for every sample."""
+        noise = {"latents": self._normal(n, generator)}
+        if self.n_levels is not None:
+            noise["dequantisation"] = self._uniform((n, *self.shape), generator)
+        return noise
+
+    def noise_for(self, x: Tensor, noise: Noise | None, generator: torch.Generator | None) -> Noise:
+        """The given noise, or that of a step on x; x is checked."""
+        if x.ndim != 1 + len(self.shape) or tuple(x.shape[1:]) != self.shape:
+            raise ValueError(
+                f"x: expected (n, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+            )
+        return self.draw_noise(x.shape[0], generator) if noise is None else noise
+
+    def stretch(self, x: Tensor, noise: Noise) -> Tensor:
+        """What the critic sees of data: levels dequantised and stretched to [-1, 1]."""
+        dtype = next(self.critic.parameters()).dtype
+        if self.n_levels is None:
+            return x.to(dtype)
+        u = noise["dequantisation"].to(dtype)
+        return objectives.dequantize(x, self.n_levels, noise=u) * 2 - 1
+
+    def shrink(self, x: Tensor) -> Tensor:
+        """Back from `stretch`, but for the levels: [-1, 1] to [0, 1]."""
+        return x if self.n_levels is None else (x + 1) / 2
+
+    def scores(
+        self, real: Tensor, fake: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The critic's, of both. In one pass, so that spectral norms step once for both, unless a
+        batch norm must see them apart.
+        """
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules()):
+            return self.critic(real, *_given(labels)), self.critic(fake, *_given(labels))
+        both = None if labels is None else torch.cat((labels, labels))
+        scores = self.critic(torch.cat((real, fake)), *_given(both))
+        return scores[: real.shape[0]], scores[real.shape[0] :]
+
+    def _normal(self, n: int, generator: torch.Generator | None) -> Tensor:
+        like = next(self.generator.parameters())
+        shape, device = (n, self.latent_features), _device(generator, like)
+        return torch.randn(shape, generator=generator, device=device).to(like)
+
+    def _uniform(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+        like = next(self.generator.parameters())
+        return torch.rand(shape, generator=generator, device=_device(generator, like)).to(like)
+
+
+def make_networks(
+    shape: Sequence[int],
+    network: str | None,
+    latent_features: int | None,
+    width: int | None,
+    n_classes: int,
+    *,
+    batch_norm: bool = False,
+    between: bool = False,
+) -> tuple[nn.Module, nn.Module]:
+    """(generator, critic) for samples of `shape`: "dcgan" or "resnet" for images, "mlp" for vectors.
+
+    `width` is channels or hidden features; `batch_norm` and `between` are of DCGAN's critic.
+
+    Raises:
+        ValueError: a network that is not for this shape, sizes below 1.
+    """
+    is_image = len(shape) == 3
+    network = network or ("dcgan" if is_image else "mlp")
+    if network not in NETWORKS:
+        raise ValueError(f"network: expected one of {', '.join(NETWORKS)}; got {network!r}")
+    if is_image == (network == "mlp"):
+        wanted = "dcgan or resnet, these are images" if is_image else "mlp, these are vectors"
+        raise ValueError(f"network: expected {wanted}; got {network!r}")
+    latent_features = latent_features or (128 if is_image else 16)
+    width = width or (64 if is_image else 128)
+    for name, value in (("latent_features", latent_features), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    if n_classes < 0:
+        raise ValueError(f"n_classes: expected 0 or more, got {n_classes}")
+    if network == "mlp":
+        return (
+            MLPGenerator(shape[0], latent_features, width, n_classes=n_classes),
+            MLPCritic(shape[0], width, n_classes=n_classes),
+        )
+    if network == "resnet":
+        return (
+            ResNetGenerator(shape, latent_features, width, n_classes),
+            ResNetCritic(shape, width, n_classes),
+        )
+    return (
+        DCGANGenerator(shape, latent_features, width, n_classes),
+        DCGANCritic(shape, width, n_classes, batch_norm=batch_norm, between=between),
+    )
+
+
+def check_shape(shape: Sequence[int], n_levels: int | None) -> None:
+    """(C, H, W) with levels, or (D,) without.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise ValueError(f"shape: expected (C, H, W) or (D,), got {tuple(shape)}")
+    if (len(shape) == 3) != (n_levels is not None):
+        raise ValueError(f"n_levels: images have them and vectors do not, got {n_levels}")
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """No gradient to the parameters of these from what is computed within."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def evaluated(network: nn.Module, *args: Tensor | None) -> Tensor:
+    """network(*args) in evaluation mode, whatever its mode is."""
+    training = network.training
+    try:
+        return network.eval()(*args)
+    finally:
+        network.train(training)
+
+
+def _given(labels: Tensor | None) -> tuple[Tensor, ...]:
+    return () if labels is None else (labels,)
+
+
+def _state(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _device(generator: torch.Generator | None, like: Tensor) -> torch.device:
+    return like.device if generator is None else generator.device
