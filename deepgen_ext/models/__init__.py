@@ -1,6 +1,6 @@
 """Models, one paper a file."""
 
-from .adversarial import GAN, SNGAN, WGAN, WGANGP, AdversarialModel
+from .adversarial import GAN, SNGAN, WGAN, WGANGP, AdversarialModel, BiGAN, CycleGAN
 from .autoregressive import PixelCNN, PixelCNNPlusPlus, PixelModel
 from .flow import (
     IAF,
@@ -25,6 +25,8 @@ __all__ = [
     "WGAN",
     "WGANGP",
     "AdversarialModel",
+    "BiGAN",
+    "CycleGAN",
     "Glow",
     "IResNet",
     "LatentModel",

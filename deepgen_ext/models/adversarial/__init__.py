@@ -1,6 +1,8 @@
 """Adversarial models: a generator of samples, and a critic that tells them from data."""
 
 from .adversarial_model import AdversarialModel, CriticTerms
+from .bigan import BiGAN
+from .cyclegan import CycleGAN
 from .gan import GAN
 from .networks import DCGANCritic, DCGANGenerator, MLPCritic, MLPGenerator
 from .objectives import OBJECTIVES, Objective, clip_weights, gradient_penalty, objective, r1_penalty
@@ -16,7 +18,9 @@ __all__ = [
     "WGAN",
     "WGANGP",
     "AdversarialModel",
+    "BiGAN",
     "CriticTerms",
+    "CycleGAN",
     "DCGANCritic",
     "DCGANGenerator",
     "MLPCritic",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -47,7 +47,9 @@ class AdversarialModel(nn.Module):
 
     Args:
         shape: of a sample, (C, H, W) or (D,).
-        generator, critic: see `networks`.
+        generators: the networks of the generator's side, by name; a plain model's "generator" maps
+            latents to samples. Each is an attribute of that name.
+        critic: maps samples to scores; see `networks`.
         objective: see `objectives`.
         n_levels: of images; None for vectors.
         n_critic: steps of the critic for one of the generator.
@@ -62,7 +64,7 @@ class AdversarialModel(nn.Module):
     def __init__(
         self,
         shape: Sequence[int],
-        generator: nn.Module,
+        generators: Mapping[str, nn.Module],
         critic: nn.Module,
         objective: Objective,
         *,
@@ -77,11 +79,17 @@ class AdversarialModel(nn.Module):
             raise ValueError(f"ema: expected a number in [0, 1), got {ema}")
         check_shape(shape, n_levels)
         self.shape, self.n_levels = tuple(shape), n_levels
-        self.generator, self.critic, self.objective = generator, critic, objective
+        self.critic, self.objective = critic, objective
         self.n_critic, self.ema = n_critic, ema
-        self.latent_features = generator.latent_features
-        self.n_classes = generator.n_classes
-        self.average = copy.deepcopy(generator).requires_grad_(False) if ema else None
+        self.names = tuple(generators)
+        for name, network in generators.items():
+            self.add_module(name, network)
+        self.latent_features = getattr(generators.get("generator"), "latent_features", 0)
+        self.n_classes = getattr(generators.get("generator"), "n_classes", 0)
+        self.averages = nn.ModuleDict()
+        if ema:
+            self.averages.update(copy.deepcopy(dict(generators)))
+            self.averages.requires_grad_(False)
         self.register_buffer("averaged_steps", torch.zeros((), dtype=torch.int64))
 
     # ------------------------------------------------------------ the two players
@@ -90,7 +98,11 @@ class AdversarialModel(nn.Module):
         return list(self.critic.parameters())
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        return list(self.generator.parameters())
+        return [p for name in self.names for p in getattr(self, name).parameters()]
+
+    def averaged(self, name: str) -> nn.Module:
+        """The moving average of a network of the generator's side, or itself without one."""
+        return self.averages[name] if self.ema else getattr(self, name)
 
     def optimizer(
         self, parameters: list[nn.Parameter], learning_rate: float
@@ -159,13 +171,13 @@ class AdversarialModel(nn.Module):
 
         Its decay rises to `ema` as (1 + t) / (10 + t): the first steps do not linger.
         """
-        if self.average is None:
+        if not self.ema:
             return
         t = self.averaged_steps
         weight = 1 - ((1 + t) / (10 + t)).clamp(max=self.ema)
         t += 1
         averages, currents = [], []
-        for average, current in zip(_state(self.average), _state(self.generator), strict=True):
+        for average, current in self._averages_and_currents():
             if current.is_floating_point():
                 averages.append(average)
                 currents.append(current)
@@ -198,7 +210,7 @@ class AdversarialModel(nn.Module):
             raise ValueError(f"n: expected 0 or more, got {n}")
         if not temperature >= 0:
             raise ValueError(f"temperature: expected 0 or more, got {temperature}")
-        like = next(self.generator.parameters())
+        like = self._like()
         z = self._normal(n, generator) * temperature
         if self.n_classes and labels is None:
             labels = torch.randint(
@@ -210,7 +222,7 @@ class AdversarialModel(nn.Module):
                 raise ValueError(f"labels: expected {n} classes, got {tuple(labels.shape)}")
         if n == 0:
             return like.new_zeros((0, *self.shape))
-        return self.shrink(evaluated(self.average or self.generator, z, labels))
+        return self.shrink(evaluated(self.averaged("generator"), z, labels))
 
     # ------------------------------------------------------------ data and noise
 
@@ -228,6 +240,10 @@ class AdversarialModel(nn.Module):
                 f"x: expected (n, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
             )
         return self.draw_noise(x.shape[0], generator) if noise is None else noise
+
+    def middle(self, x: Tensor) -> Noise:
+        """The noise that puts levels into the middle of their bins: `quantize` finds them again."""
+        return {"dequantisation": torch.full(x.shape, 0.5, device=x.device)}
 
     def stretch(self, x: Tensor, noise: Noise) -> Tensor:
         """What the critic sees of data: levels dequantised and stretched to [-1, 1]."""
@@ -253,13 +269,20 @@ class AdversarialModel(nn.Module):
         scores = self.critic(torch.cat((real, fake)), *_given(both))
         return scores[: real.shape[0]], scores[real.shape[0] :]
 
+    def _like(self) -> Tensor:
+        return next(iter(self.generator_parameters()))
+
+    def _averages_and_currents(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for name in self.names:
+            yield from zip(_state(self.averages[name]), _state(getattr(self, name)), strict=True)
+
     def _normal(self, n: int, generator: torch.Generator | None) -> Tensor:
-        like = next(self.generator.parameters())
+        like = self._like()
         shape, device = (n, self.latent_features), _device(generator, like)
         return torch.randn(shape, generator=generator, device=device).to(like)
 
     def _uniform(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        like = next(self.generator.parameters())
+        like = self._like()
         return torch.rand(shape, generator=generator, device=_device(generator, like)).to(like)
 
 
@@ -272,8 +295,8 @@ def make_networks(
     *,
     batch_norm: bool = False,
     between: bool = False,
-) -> tuple[nn.Module, nn.Module]:
-    """(generator, critic) for samples of `shape`: "dcgan" or "resnet" for images, "mlp" for vectors.
+) -> tuple[dict[str, nn.Module], nn.Module]:
+    """({"generator": ...}, critic) for samples of `shape`: "dcgan" or "resnet" for images, "mlp" for vectors.
 
     `width` is channels or hidden features; `batch_norm` and `between` are of DCGAN's critic.
 
@@ -295,19 +318,15 @@ def make_networks(
     if n_classes < 0:
         raise ValueError(f"n_classes: expected 0 or more, got {n_classes}")
     if network == "mlp":
-        return (
-            MLPGenerator(shape[0], latent_features, width, n_classes=n_classes),
-            MLPCritic(shape[0], width, n_classes=n_classes),
-        )
-    if network == "resnet":
-        return (
-            ResNetGenerator(shape, latent_features, width, n_classes),
-            ResNetCritic(shape, width, n_classes),
-        )
-    return (
-        DCGANGenerator(shape, latent_features, width, n_classes),
-        DCGANCritic(shape, width, n_classes, batch_norm=batch_norm, between=between),
-    )
+        generator = MLPGenerator(shape[0], latent_features, width, n_classes=n_classes)
+        critic = MLPCritic(shape[0], width, n_classes=n_classes)
+    elif network == "resnet":
+        generator = ResNetGenerator(shape, latent_features, width, n_classes)
+        critic = ResNetCritic(shape, width, n_classes)
+    else:
+        generator = DCGANGenerator(shape, latent_features, width, n_classes)
+        critic = DCGANCritic(shape, width, n_classes, batch_norm=batch_norm, between=between)
+    return {"generator": generator}, critic
 
 
 def check_shape(shape: Sequence[int], n_levels: int | None) -> None:

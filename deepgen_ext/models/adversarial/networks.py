@@ -188,6 +188,7 @@ class MLPCritic(nn.Module):
         super().__init__()
         self.n_classes = n_classes
         self.layers = _perceptron(in_features, hidden_features, depth, nn.LeakyReLU(SLOPE))
+        self.features = hidden_features
         self.output = Projection(hidden_features, n_classes)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

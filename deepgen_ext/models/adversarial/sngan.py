@@ -41,11 +41,11 @@ class SNGAN(AdversarialModel):
         n_critic: int = 5,
         ema: float = 0.999,
     ) -> None:
-        generator, critic = make_networks(
+        generators, critic = make_networks(
             shape, network, latent_features, width, n_classes, between=True
         )
         spectral_norm_all(critic, n_power_iterations=n_power_iterations)
         game = objective_called(objective)
         super().__init__(
-            shape, generator, critic, game, n_levels=n_levels, n_critic=n_critic, ema=ema
+            shape, generators, critic, game, n_levels=n_levels, n_critic=n_critic, ema=ema
         )
