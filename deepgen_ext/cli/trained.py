@@ -146,3 +146,32 @@ def evaluate(
             console=Console(stderr=True),
         )
     )
+
+
+@app.command(no_args_is_help=True)
+def translate(
+    run: RunFolder,
+    direction: Annotated[str, typer.Option(help="a-to-b or b-to-a.")] = "a-to-b",
+    n: Annotated[int, typer.Option("--n", min=1, help="Images to translate.")] = 10,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH", help="Other data.", show_default="the run's own, held out"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A .png, or a .npy for the numbers.")] = Path(
+        "translations.png"
+    ),
+    accelerator: Accelerator = None,
+) -> None:
+    """Translate images from one domain to the other with a trained CycleGAN.
+
+    Rows of the picture: the images, their translations, these translated back.
+    """
+    check_suffix(out)
+    from deepgen_ext.recipes.translation import translate_run
+
+    error = translate_run(
+        run, direction=direction, n=n, data_name=data, out=out, device=device_of(accelerator)
+    )
+    print(f"{out}  mean |there and back - x| {error:.4f}")

@@ -21,7 +21,8 @@ def train(
         typer.Argument(
             metavar="MODEL",
             help="Name of a model: realnvp, glow, maf, iaf, nsf, iresnet, residual-flow, planar, "
-            "radial, pixelcnn, pixelcnn++, vae, iwae; an unknown name lists all.",
+            "radial, pixelcnn, pixelcnn++, vae, iwae, gan, wgan, wgan-gp, sn-gan, bigan, cyclegan; "
+            "an unknown name lists all.",
             show_default=False,
         ),
     ],
@@ -34,6 +35,15 @@ def train(
             "spirals; u1, u2, u3, u4: energies, fitted by reverse KL; or a folder of IDX files, "
             "of CIFAR-10's python batches or of pictures; or a .npy/.npz file.",
             show_default=False,
+        ),
+    ] = None,
+    data_b: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|PATH",
+            help="The other domain of a CycleGAN. NAME:7 is the class 7 of digits or "
+            "fashion-mnist; NAME:inverted, NAME:turned, NAME:mirrored are changed images.",
+            show_default="the images of --data, inverted",
         ),
     ] = None,
     max_steps: Annotated[
@@ -91,7 +101,8 @@ def train(
 ) -> None:
     """Train MODEL on --data and keep the run in --out.
 
-    It gets config.json, metrics.csv, checkpoint.pt and samples-STEP.png.
+    It gets config.json, metrics.csv, checkpoint.pt and samples-STEP.png; of an
+    adversarial model losses.png too.
 
     A run that was stopped or killed continues exactly with --resume.
     """
@@ -102,11 +113,13 @@ def train(
     }  # fmt: skip
     if set_:
         given["options"] = _options(set_)
+    from deepgen_ext.recipes import adversarial, registry
+    from deepgen_ext.recipes import train as likelihood
     from deepgen_ext.recipes.run import settings_for
-    from deepgen_ext.recipes.train import train as train_model
 
     settings = settings_for(given, out, resume=resume)
-    train_model(settings, out, resume=resume, console=Console())
+    recipe = adversarial if registry.recipe(model).adversarial else likelihood
+    recipe.train(settings, out, resume=resume, console=Console())
 
 
 @app.command("energies-table")

@@ -38,11 +38,19 @@ class MetricsFile:
     On resuming, the rows after the checkpoint are dropped: those steps are about to be done again.
     """
 
-    def __init__(self, out: Path, *, first_step: int, tensorboard: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        *,
+        first_step: int,
+        tensorboard: bool,
+        columns: Sequence[str] = COLUMNS,
+    ) -> None:
+        self._columns = tuple(columns)
         self._path = out / "metrics.csv"
         rows = self._rows_before(first_step) if first_step else []
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         partial = self._path.with_name("metrics.csv.partial")
@@ -63,7 +71,7 @@ class MetricsFile:
     def _rows_before(self, first_step: int) -> list[dict[str, str]]:
         try:
             with open(self._path, newline="") as file:
-                rows = [row for row in csv.DictReader(file) if set(row) == set(COLUMNS)]
+                rows = [row for row in csv.DictReader(file) if set(row) == set(self._columns)]
         except FileNotFoundError:
             return []
         # the last row may have been cut in the middle by a kill
@@ -71,21 +79,21 @@ class MetricsFile:
         return [row for row in whole if int(row["step"]) <= first_step]
 
     def write(self, row: dict[str, Any]) -> None:
-        """Append one row; ``row`` has the keys of `COLUMNS`, None where nothing was measured."""
+        """Append one row; ``row`` has the keys of the columns, None where nothing was measured."""
         shown = {
             key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()
         }
         try:
             with open(self._path, "a", newline="") as file:
-                csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(shown)
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerow(shown)
         except OSError as error:
             raise RecipeError(
                 f"{self._path}: cannot be written: {error.strerror or error}"
             ) from None
         if self._board is not None:
-            for key in ("train", "test", "gradient_norm", "learning_rate", "steps_per_second"):
-                if row[key] is not None:
-                    self._board.add_scalar(key, row[key], row["step"])
+            for key, value in row.items():
+                if isinstance(value, float) and key != "epoch":
+                    self._board.add_scalar(key, value, row["step"])
 
     def close(self) -> None:
         if self._board is not None:
@@ -130,16 +138,18 @@ class Meter:
         elapsed = time.monotonic() - self._start
         left = elapsed * (1 - fraction) / fraction if fraction > 0 else 0.0
         of = "" if self._last is None else f"/{self._last}"
-        test = "" if row["test"] is None else f" (test {row['test']:.3f})"
-        text = (
-            f"step {step}{of}  {row['train']:.3f}{test} {self._unit}  "
-            f"{row['steps_per_second']:.1f} steps/s  {_clock(left)} left"
-        )
+        text = f"step {step}{of}  {self._loss(row)}  {row['steps_per_second']:.1f} steps/s  {_clock(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=fraction, description=text)
         elif step >= self._last_line + self._line_every or fraction >= 1:
             self._last_line = step
             self.say(text)
+
+    def _loss(self, row: dict[str, Any]) -> str:
+        if "critic" in row:
+            return f"critic {row['critic']:.3f}  generator {row['generator']:.3f}"
+        test = "" if row["test"] is None else f" (test {row['test']:.3f})"
+        return f"{row['train']:.3f}{test} {self._unit}"
 
 
 class Rows:

@@ -51,6 +51,7 @@ class Recipe:
         max_levels: the most levels that are chosen by default.
         settings: defaults of the loop, where they differ from those of `run.Settings`.
         of_data: defaults of the model's options where it is fitted to data, and not to an energy.
+        adversarial: trained by the alternating loop of `recipes.adversarial`.
         step: the loss of one batch, given the model, the batch and its dequantisation noise (for a
         latent-variable model a pair: this, and the noise of its latents).
     """
@@ -62,11 +63,15 @@ class Recipe:
     max_levels: int = 3
     settings: Mapping[str, Any] = field(default_factory=dict)
     of_data: Mapping[str, Any] = field(default_factory=dict)
+    adversarial: bool = False
     step: Callable[[Any, Tensor, Any], Tensor] = likelihood_step
 
 
 # A planar or radial step has 2 D + 1 or D + 2 of them: it learns slowly, and bears long strides.
 _FEW_PARAMETERS = {"learning_rate": 5e-3, "batch_size": 256}
+
+# The networks of a game get the papers' small steps at once, and gradients as they are.
+_GAME = {"warmup_steps": 0, "clip_norm": 1e6, "learning_rate": 2e-4}
 
 RECIPES: dict[str, Recipe] = {
     "realnvp": Recipe(
@@ -138,6 +143,44 @@ RECIPES: dict[str, Recipe] = {
         "IWAE (Burda et al. 2016): a VAE trained on k weighted draws; --set k=50, gradient=dreg",
         images_only=True,
         step=latent_step,
+    ),
+    "gan": Recipe(
+        models.GAN,
+        "GAN (Goodfellow et al. 2014): --set objective=minimax, network=resnet, n_classes=10; "
+        "vectors too",
+        adversarial=True,
+        settings=_GAME,
+    ),
+    "wgan": Recipe(
+        models.WGAN,
+        "WGAN (Arjovsky et al. 2017): a critic of clipped weights; vectors too",
+        adversarial=True,
+        settings={**_GAME, "learning_rate": 5e-5},
+    ),
+    "wgan-gp": Recipe(
+        models.WGANGP,
+        "WGAN-GP (Gulrajani et al. 2017): a critic under a gradient penalty; vectors too",
+        adversarial=True,
+        settings={**_GAME, "learning_rate": 1e-4},
+    ),
+    "sn-gan": Recipe(
+        models.SNGAN,
+        "SN-GAN (Miyato et al. 2018): a critic of spectral norms of 1; vectors too",
+        adversarial=True,
+        settings=_GAME,
+    ),
+    "bigan": Recipe(
+        models.BiGAN,
+        "BiGAN (Donahue et al. 2017): an encoder that inverts the generator; vectors too",
+        adversarial=True,
+        settings=_GAME,
+    ),
+    "cyclegan": Recipe(
+        models.CycleGAN,
+        "CycleGAN (Zhu et al. 2017): two domains without pairs, --data A --data-b B",
+        images_only=True,
+        adversarial=True,
+        settings={**_GAME, "batch_size": 16},
     ),
 }
 

@@ -34,6 +34,7 @@ class Settings:
     model: str
     data: str
     size: int | None = None
+    data_b: str | None = None  # the other domain of a translator
     options: dict[str, Any] = field(default_factory=dict)  # of the model
     seed: int = 0
     batch_size: int = 64  # of all processes together
@@ -88,6 +89,7 @@ FIXED = (
     "model",
     "data",
     "size",
+    "data_b",
     "options",
     "seed",
     "batch_size",
@@ -109,6 +111,8 @@ def settings_for(given: Mapping[str, Any], out: Path, *, resume: bool) -> Settin
     given = {key: value for key, value in given.items() if value is not None}
     entry = registry.recipe(given["model"])
     given["data"] = resolve(given["data"]) if "data" in given else None
+    if "data_b" in given:
+        given["data_b"] = resolve(given["data_b"])
     has_checkpoint = (out / "checkpoint.pt").exists()
     if not resume:
         if has_checkpoint:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deepgen_ext.models import LatentModel
 from deepgen_ext.objectives import quantize
-from deepgen_ext.recipes import RecipeError, checkpoint, registry
+from deepgen_ext.recipes import checkpoint, loop, registry
 from deepgen_ext.recipes.batches import batch_indices, batch_noise, generator_for
 from deepgen_ext.recipes.data import Dataset, load
 from deepgen_ext.recipes.energies import (
@@ -25,8 +25,8 @@ from deepgen_ext.recipes.energies import (
 from deepgen_ext.recipes.metrics import evaluate
 from deepgen_ext.recipes.pictures import save_density, save_grid
 from deepgen_ext.recipes.processes import Step, Together, start_processes, stop_processes
-from deepgen_ext.recipes.progress import Meter, MetricsFile
-from deepgen_ext.recipes.run import Settings, load_state, write_config
+from deepgen_ext.recipes.progress import Meter
+from deepgen_ext.recipes.run import Settings, load_state
 
 __all__ = ["train"]
 
@@ -75,30 +75,11 @@ def train(
         if fabric.global_rank < len(state["random"]):
             checkpoint.restore_random_state(state["random"][fabric.global_rank])
     first = state["step"] if state is not None else 0
-    if first >= settings.max_steps:
-        console.print(
-            f"{out} is at step {first} already: a larger --max-steps continues it",
-            soft_wrap=True,
-            highlight=False,
-        )
+    if loop.is_done(settings, first, out, console):
         return net
 
-    metrics: MetricsFile | None = None
-    with Together(fabric):
-        if chief:
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise RecipeError(f"{out}: cannot be made: {error.strerror or error}") from None
-            write_config(out, settings, data)
-            metrics = MetricsFile(out, first_step=first, tensorboard=settings.tensorboard)
-    size = sum(parameter.numel() for parameter in net.parameters())
-    console.print(
-        f"{settings.model}, {size:,} parameters, on {data.description}, {fabric.world_size} x "
-        f"{fabric.device.type}, into {out}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    metrics = loop.open_run(fabric, settings, data, out, first_step=first)
+    loop.introduce(fabric, settings, net, data.description, out, console)
 
     # The first step whose loss or gradient was not finite, -1 while all is well. It stays on the
     # device and is read where the loss is read anyway, before anything is saved, so that no step
@@ -140,7 +121,7 @@ def train(
             sampling = done or step % settings.sample_every == 0
             if not (saving or sampling or step % settings.log_every == 0):
                 continue
-            _stop_if_not_finite(int(fabric.all_reduce(bad_step, reduce_op="max")), saved, path)
+            loop.stop_if_not_finite(int(fabric.all_reduce(bad_step, reduce_op="max")), saved, path)
             now = time.monotonic()
             if settings.max_seconds is not None:
                 done |= bool(fabric.broadcast(now - start > settings.max_seconds))
@@ -157,15 +138,15 @@ def train(
             with Together(fabric):
                 if chief and (sampling or done):
                     # What is drawn here must not shift what the next steps draw.
-                    with torch.random.fork_rng(_cuda_devices(fabric.device)):
+                    with torch.random.fork_rng(loop.cuda_devices(fabric.device)):
                         row["test"] = _score(net, data)
                         _draw(net, data, out / f"samples-{step:06d}.png", settings.seed)
                 if metrics is not None:
                     metrics.write(row)
             if saving or done:
-                _save(fabric, path, settings, net, adam, step)
+                loop.save(fabric, path, settings, net, adam.state_dict(), step)
                 saved = step
-            meter.update(step, row, _fraction(settings, first, step, now - start, done))
+            meter.update(step, row, loop.fraction(settings, first, step, now - start, done))
             last_step, last_time = step, time.monotonic()
             if done:
                 break
@@ -225,59 +206,6 @@ def _score(net: Any, data: Dataset) -> float:
     if data.energy is None:
         return score
     return score + log_density(data.energy, samples).mean().item()
-
-
-def _save(
-    fabric: Any,
-    path: Path,
-    settings: Settings,
-    net: nn.Module,
-    adam: torch.optim.Optimizer,
-    step: int,
-) -> None:
-    """Parameters, optimiser, loss scaler, step and every process's random state."""
-    random_states = [checkpoint.random_state()]
-    if fabric.world_size > 1:
-        random_states = [None] * fabric.world_size
-        torch.distributed.all_gather_object(random_states, checkpoint.random_state())
-    state = {
-        "model": settings.model,
-        "options": settings.options,
-        "step": step,
-        "parameters": net.state_dict(),
-        "optimizer": adam.state_dict(),
-        "precision": fabric.strategy.precision.state_dict(),
-        "random": random_states,
-    }
-    with Together(fabric):
-        if fabric.is_global_zero:
-            checkpoint.save(path, state)
-
-
-def _stop_if_not_finite(bad_step: int, saved: int, path: Path) -> None:
-    if bad_step >= 0:
-        kept = (
-            f"the checkpoint of step {saved} in {path} is whole"
-            if path.exists()
-            else "no checkpoint was saved yet"
-        )
-        raise RecipeError(
-            f"the loss or its gradient is not finite at step {bad_step + 1}: {kept}; try a "
-            f"smaller --learning-rate or --clip-norm"
-        )
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
-
-
-def _fraction(settings: Settings, first: int, step: int, seconds: float, done: bool) -> float:
-    if done:
-        return 1.0
-    fraction = (step - first) / (settings.max_steps - first)
-    if settings.max_seconds is None:
-        return fraction
-    return min(1.0, max(fraction, seconds / settings.max_seconds))
 
 
 @torch.no_grad()

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from deepgen_ext.models import IWAE, LatentModel, PixelModel
+from deepgen_ext.models import IWAE, AdversarialModel, CycleGAN, LatentModel, PixelModel
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, data
+from deepgen_ext.recipes.adversarial_pictures import save_points
 from deepgen_ext.recipes.energies import ENERGIES, divergences, log_density
 from deepgen_ext.recipes.metrics import Evaluation, evaluate, importance_estimate, reconstruct
 from deepgen_ext.recipes.pictures import save_density, save_grid, save_reconstruction
@@ -78,6 +79,8 @@ def sample_run(
     vectors).
     """
     model, settings, _, shape, n_levels = load_model(run, device)
+    if isinstance(model, CycleGAN):
+        raise RecipeError(f"cyclegan draws no samples, it translates: deepgen translate {run}")
     options = {}
     if method is not None:
         if not isinstance(model, PixelModel):
@@ -104,6 +107,8 @@ def sample_run(
         save_numbers(samples, out)
     elif n_levels is not None:
         save_grid(samples, n_levels, out)
+    elif shape == (2,) and isinstance(model, AdversarialModel):
+        save_points(samples, data.load(settings.data).test[:n], out)
     elif shape == (2,):
         is_energy = settings.data in ENERGIES
         target = functools.partial(log_density, settings.data) if is_energy else None
@@ -140,6 +145,11 @@ def evaluate_run(
     likelihood estimated from so many importance samples of each image.
     """
     model, settings, step, shape, n_levels = load_model(run, device)
+    if isinstance(model, AdversarialModel):
+        raise RecipeError(
+            f"{settings.model} is an adversarial model: it draws samples and has no likelihood that "
+            f"could be measured; deepgen scores compares its samples with data"
+        )
     dataset = data.load(
         data_name or settings.data,
         size=settings.size if data_name in (None, settings.data) else None,

@@ -167,8 +167,8 @@ class JointCritic(nn.Module):
 
 def _layers(shape: Sequence[int], width: int, *, batch_norm: bool) -> tuple[nn.Module, int]:
     """The layers of a critic without the last, and the features that they put out."""
-    if len(shape) == 3:
-        critic = DCGANCritic(shape, width, batch_norm=batch_norm)
-    else:
-        critic = MLPCritic(shape[0], width)
+    is_image = len(shape) == 3
+    critic = (
+        DCGANCritic(shape, width, batch_norm=batch_norm) if is_image else MLPCritic(*shape, width)
+    )
     return critic.layers, critic.features

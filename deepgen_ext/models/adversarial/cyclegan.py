@@ -121,7 +121,9 @@ class CycleGAN(AdversarialModel):
         with frozen(self.critic):
             loss = self.objective.generator_loss(self.critic["a"](fake_a))
             loss = loss + self.objective.generator_loss(self.critic["b"](fake_b))
-        loss = loss + self.cycle * (F.l1_loss(self.to_a(fake_b), a) + F.l1_loss(self.to_b(fake_a), b))
+        loss = loss + self.cycle * (
+            F.l1_loss(self.to_a(fake_b), a) + F.l1_loss(self.to_b(fake_a), b)
+        )
         identity = F.l1_loss(same_b, b) + F.l1_loss(same_a, a)
         return loss + self.cycle * self.identity * identity
 
