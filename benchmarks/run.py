@@ -56,7 +56,14 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def all_entries() -> list[Entry]:
     """Of every op and of the models."""
     ops = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[!_]*.py"))
-    networks = "models", "autoregressive_flows", "residual_flows", "latent", "spectral_networks"
+    networks = (
+        "models",
+        "autoregressive_flows",
+        "residual_flows",
+        "latent",
+        "spectral_networks",
+        "adversarial",
+    )
     modules = [*(f"ops.{op}" for op in ops), *networks]
     return [
         entry
