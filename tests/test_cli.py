@@ -57,7 +57,12 @@ def _assert_sentence(result: Result, *words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "sample", "evaluate", "energies-table", "hybrid-table", "demo", "info"]
+    "command",
+    [
+        *("train", "sample", "translate", "evaluate", "energies-table", "hybrid-table"),
+        *("divergences", "vanishing-gradient", "mode-coverage", "lipschitz", "loss-and-quality"),
+        *("demo", "info"),
+    ],
 )
 def test_help_fits_eighty_columns(command: str) -> None:
     result = _run(command, "--help")
@@ -320,3 +325,25 @@ def test_info(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuda architectures sm_80, sm_90" in lines
     assert "affine_coupling yes -" in lines
     assert "ops" in facts  # the caller's dictionary is left alone
+
+
+def test_adversarial_models_on_the_command_line(tmp_path: Path) -> None:
+    """Trained by the alternating loop, sampled, refused a likelihood in one sentence."""
+    common = ("--max-steps", 1, "--batch-size", 8, "--set", "width=4", "--accelerator", "cpu")
+    out = tmp_path / "gan"
+    assert _run("train", "gan", "--data", "digits", "--out", out, *common).exit_code == 0
+    assert (out / "losses.png").exists()
+    result = _run("sample", out, "--n", 4, "--out", tmp_path / "s.npy")
+    assert result.exit_code == 0, result.output
+    assert np.load(tmp_path / "s.npy").shape == (4, 1, 8, 8)
+    _assert_sentence(_run("evaluate", out), "gan is an adversarial model", "no likelihood")
+    again = _run("train", "gan", "--out", out, "--resume", "--max-steps", 2, "--set", "width=4")
+    assert again.exit_code == 0, again.output
+    out = tmp_path / "cyclegan"
+    domains = ("--data", "digits:1", "--data-b", "digits:7")
+    result = _run("train", "cyclegan", *domains, "--out", out, *common)
+    assert result.exit_code == 0, result.output
+    assert "digits:1" in result.output
+    result = _run("translate", out, "--direction", "b-to-a", "--out", tmp_path / "t.png")
+    assert result.exit_code == 0, result.output
+    assert "there and back" in result.output
