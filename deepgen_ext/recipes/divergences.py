@@ -57,7 +57,8 @@ def estimate(theta: float, *, steps: int, seed: int) -> Line:
     """Train a critic of each game on samples of both lines for so many steps."""
     torch.manual_seed(seed)
     minimax = _trained(GAN((2,), objective="minimax", width=64, ema=0), theta, steps, 1e-3, seed)
-    game = _trained(WGANGP((2,), width=64, ema=0), theta, steps, 1e-3, seed)
+    # The two-sided penalty would hold a critic that starts with the wrong sign.
+    game = _trained(WGANGP((2,), one_sided=True, width=64, ema=0), theta, steps, 1e-3, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     real, fake = _points(0.0, 4096, generator), _points(theta, 4096, generator)
 

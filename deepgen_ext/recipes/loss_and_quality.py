@@ -22,7 +22,7 @@ __all__ = ["correlation", "exact_wasserstein", "follow", "run_loss_and_quality"]
 
 GAMES = {
     "GAN, -critic loss": lambda: GAN((2,)),
-    "WGAN-GP, critic gap": lambda: WGANGP((2,), penalty=1.0),
+    "WGAN-GP, critic gap": lambda: WGANGP((2,), one_sided=True),
 }
 N_POINTS, TIMES = 512, 40
 

@@ -19,7 +19,7 @@ GAMES = {
     "GAN, minimax": (lambda: GAN((2,), objective="minimax"), 1e-3),
     "GAN, non-saturating": (lambda: GAN((2,)), 1e-3),
     "WGAN, clipping": (lambda: WGAN((2,), clip=0.05), 2e-4),
-    "WGAN-GP": (lambda: WGANGP((2,), penalty=1.0), 1e-3),
+    "WGAN-GP, one-sided": (lambda: WGANGP((2,), one_sided=True), 1e-3),
     "SN-GAN": (lambda: SNGAN((2,), n_critic=2), 1e-3),
 }
 SHOWN = 1500

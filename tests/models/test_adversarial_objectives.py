@@ -209,6 +209,9 @@ def test_penalties_of_a_linear_critic():
 
     assert gradient_penalty(critic, real, fake).item() == pytest.approx(16.0)
     assert gradient_penalty(critic, real, fake, target=5.0).item() == pytest.approx(0.0, abs=1e-9)
+    assert gradient_penalty(critic, real, fake, one_sided=True).item() == pytest.approx(16.0)
+    assert gradient_penalty(critic, real, fake, target=6.0).item() == pytest.approx(1.0)
+    assert gradient_penalty(critic, real, fake, target=6.0, one_sided=True).item() == 0
     assert r1_penalty(critic, real).item() == pytest.approx(25.0)
     (gradient,) = torch.autograd.grad(gradient_penalty(critic, real, fake), w)
     torch.testing.assert_close(gradient, torch.tensor([4.8, 6.4]))  # 2 (|w| - 1) w / |w|

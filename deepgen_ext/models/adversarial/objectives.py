@@ -136,6 +136,7 @@ def gradient_penalty(
     fake: Tensor,
     *,
     target: float = 1.0,
+    one_sided: bool = False,
     mix: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -148,6 +149,9 @@ def gradient_penalty(
         critic: scores (n,) of (n, ...), each of its own sample alone: no batch norm.
         real, fake: (n, ...), of the same shape; no gradient goes to them.
         target: the slope.
+        one_sided: max(0, |grad s(x)| - target)^2, which allows smaller slopes: Petzka et al. 2018,
+            arXiv:1709.08894. The two-sided penalty also holds a slope of the wrong sign, which a
+            critic of data near samples may start with and then cannot leave.
         mix: (n,) in [0, 1]; drawn from `generator` when None.
 
     Raises:
@@ -165,7 +169,8 @@ def gradient_penalty(
     mix = mix.to(real).view(-1, *[1] * (real.ndim - 1))
     x = torch.lerp(fake.detach().to(real), real.detach(), mix)
     slopes = torch.linalg.vector_norm(_gradient(critic, x).flatten(1), dim=1)
-    return (slopes - target).square().mean()
+    excess = slopes - target
+    return (F.relu(excess) if one_sided else excess).square().mean()
 
 
 def r1_penalty(critic: Critic, real: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ class WGANGP(AdversarialModel):
     Args:
         penalty: the weight, lambda.
         target: the slope.
+        one_sided: see `gradient_penalty`.
         Others: see `GAN` and `AdversarialModel`.
 
     Raises:
@@ -36,6 +37,7 @@ class WGANGP(AdversarialModel):
         n_levels: int | None = None,
         penalty: float = 10.0,
         target: float = 1.0,
+        one_sided: bool = False,
         network: str | None = None,
         latent_features: int | None = None,
         width: int | None = None,
@@ -50,7 +52,7 @@ class WGANGP(AdversarialModel):
         super().__init__(
             shape, *networks, Wasserstein(), n_levels=n_levels, n_critic=n_critic, ema=ema
         )
-        self.weight, self.target = penalty, target
+        self.weight, self.target, self.one_sided = penalty, target, one_sided
 
     def draw_noise(self, n: int, generator: torch.Generator | None = None) -> Noise:
         return {**super().draw_noise(n, generator), "mix": self._uniform((n,), generator)}
@@ -58,5 +60,10 @@ class WGANGP(AdversarialModel):
     def penalty(self, real: Tensor, fake: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         critic = self.critic if labels is None else partial(self.critic, labels=labels)
         return self.weight * gradient_penalty(
-            critic, real, fake, target=self.target, mix=noise["mix"]
+            critic,
+            real,
+            fake,
+            target=self.target,
+            one_sided=self.one_sided,
+            mix=noise["mix"],
         )
