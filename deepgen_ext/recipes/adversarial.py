@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from deepgen_ext.models import AdversarialModel, BiGAN, CycleGAN
-from deepgen_ext.models.adversarial.adversarial_model import evaluated
+from deepgen_ext.models.adversarial.modes import evaluated
 from deepgen_ext.recipes import RecipeError, checkpoint, loop, registry
 from deepgen_ext.recipes.adversarial_pictures import save_losses, save_model
 from deepgen_ext.recipes.batches import batch_indices, generator_for

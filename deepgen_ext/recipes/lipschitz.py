@@ -77,7 +77,9 @@ def run_lipschitz(out: Path, *, steps: int, seed: int) -> dict[str, list[Slopes]
         above.plot(times, [found.mean for found in results[name]], label="mean between")
         above.axhline(1, color="k", lw=0.8)
         above.set(title=name, yscale="log", xlabel="steps")
-        image = below.imshow(heat.T.numpy(), origin="lower", extent=(-REACH, REACH) * 2, cmap="magma")
+        image = below.imshow(
+            heat.T.numpy(), origin="lower", extent=(-REACH, REACH) * 2, cmap="magma"
+        )
         drawing.colorbar(image, ax=below, shrink=0.8)
     panels[0].set(ylabel="|grad s|")
     panels[0].legend()

@@ -7,14 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .adversarial_model import (
-    AdversarialModel,
-    CriticTerms,
-    Noise,
-    evaluated,
-    frozen,
-    make_networks,
-)
+from .adversarial_model import AdversarialModel, CriticTerms, Noise
+from .choose_networks import make_networks
+from .modes import evaluated, frozen
 from .networks import SLOPE, DCGANCritic, MLPCritic, Projection
 from .objectives import objective as objective_called
 from .objectives import r1_penalty

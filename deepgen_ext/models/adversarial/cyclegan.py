@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .adversarial_model import AdversarialModel, CriticTerms, Noise, evaluated, frozen
+from .adversarial_model import AdversarialModel, CriticTerms, Noise
 from .image_buffer import ImageBuffer
+from .modes import evaluated, frozen
 from .networks import halvings
 from .objectives import objective as objective_called
 from .patch_networks import PatchCritic, Translator

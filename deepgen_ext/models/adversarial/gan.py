@@ -7,7 +7,8 @@ from functools import partial
 
 from torch import Tensor
 
-from .adversarial_model import AdversarialModel, Noise, make_networks
+from .adversarial_model import AdversarialModel, Noise
+from .choose_networks import make_networks
 from .objectives import objective as objective_called
 from .objectives import r1_penalty
 

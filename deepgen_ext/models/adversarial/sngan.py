@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...nn import spectral_norm_all
-from .adversarial_model import AdversarialModel, make_networks
+from .adversarial_model import AdversarialModel
+from .choose_networks import make_networks
 from .objectives import objective as objective_called
 
 

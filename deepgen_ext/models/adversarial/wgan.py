@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .adversarial_model import AdversarialModel, make_networks
+from .adversarial_model import AdversarialModel
+from .choose_networks import make_networks
 from .objectives import Wasserstein, clip_weights
 
 

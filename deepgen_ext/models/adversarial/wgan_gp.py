@@ -8,7 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .adversarial_model import AdversarialModel, Noise, make_networks
+from .adversarial_model import AdversarialModel, Noise
+from .choose_networks import make_networks
 from .objectives import Wasserstein, gradient_penalty
 
 
