@@ -80,7 +80,7 @@ def _spectral(batch: int, setting: Setting) -> Case:
             Rival("the same, a pass for each", partial(step, theirs, False)),
         ],
         [Rival(PLAIN, steps[PLAIN])],
-        tolerance=1e-3,  # float32, through the layers
+        tolerance=2e-2,  # of gradients in float32: at a kink of ReLU or hinge one unit may differ
         notes=(f"loss and all gradients, {sum(p.numel() for p in plain.parameters()):,} weights",),
     )
 
