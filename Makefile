@@ -10,7 +10,7 @@ TORCH ?= torch==2.13.0
 PYTHON ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
-EXTRAS := recipes,test
+EXTRAS := recipes,metrics,test
 OUT ?= demo
 
 # A few threads that spin briefly: with OpenMP's default a busy neighbour stalls every parallel region.

@@ -9,6 +9,8 @@ Nothing here is imported by the rest of the package, and what is imported here b
 - ``train``: the loop;  ``run``: the folder of a run;  ``checkpoint``: files that survive a kill or
   a full disk
 - ``metrics``, ``pictures``: what is measured and drawn;  ``demo``: all of it in two minutes
+- ``scores``: samples against data, by the features of a ``feature_network``; with
+  ``pip install "deepgen_ext[metrics]"``
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class RecipeError(ValueError):
     """
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, *, extra: str = "recipes") -> ModuleType:
     """Import an optional dependency, or say in one sentence how to install it."""
     try:
         return importlib.import_module(module)
@@ -33,5 +35,5 @@ def require(module: str, purpose: str) -> ModuleType:
         if error.name is None or module.split(".")[0] != error.name.split(".")[0]:
             raise  # the module is there, something inside it is broken: that is not a missing extra
         raise RecipeError(
-            f'{purpose} needs {module.split(".")[0]}: pip install "deepgen_ext[recipes]"'
+            f'{purpose} needs {module.split(".")[0]}: pip install "deepgen_ext[{extra}]"'
         ) from None

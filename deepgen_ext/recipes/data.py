@@ -19,10 +19,11 @@ from deepgen_ext.recipes.image_files import (
     read_arrays,
     read_cifar_batch,
     read_idx,
+    read_idx_labels,
     read_pictures,
 )
 
-__all__ = ["Dataset", "NAMES", "load", "resolve"]
+__all__ = ["Dataset", "NAMES", "load", "load_classes", "resolve"]
 
 FASHION_MNIST = Path(
     "/usr/share/datasets/fashion-mnist"
@@ -120,6 +121,20 @@ def load(data: str, *, size: int | None = None) -> Dataset:
     raise RecipeError(f"no data called '{data}' and no such folder or file; the names are: {known}")
 
 
+def load_classes(data: str) -> tuple[Dataset, tuple[Tensor, Tensor]]:
+    """`load`, and the classes of train and test, int64.
+
+    Raises:
+        RecipeError: data whose classes are not known.
+    """
+    dataset = load(data)
+    if dataset.labels is None:
+        raise RecipeError(
+            f"--data {data}: no classes are known for it; digits and fashion-mnist have them"
+        )
+    return dataset, dataset.labels
+
+
 def resolve(data: str) -> str:
     """``data`` in the form in which a run remembers it: a name as it is, a path made absolute."""
     name = _name(data)
@@ -174,9 +189,26 @@ def _idx_folder(folder: Path, name: str) -> Dataset:
         raise RecipeError(
             f"{folder}: no file train-images-idx3-ubyte or train-images-idx3-ubyte.gz"
         )
+    images = read_idx(train)
+    classes = _idx_classes(folder, ("train-labels",), len(images))
     if test is None:
-        return Dataset(name, *_held_out(read_idx(train)), 256)
-    return Dataset(name, read_idx(train), read_idx(test), 256)
+        labels = None if classes is None else _held_out(classes)
+        return Dataset(name, *_held_out(images), 256, labels=labels)
+    test_images = read_idx(test)
+    test_classes = _idx_classes(folder, ("t10k-labels", "test-labels"), len(test_images))
+    labels = None if classes is None or test_classes is None else (classes, test_classes)
+    return Dataset(name, images, test_images, 256, labels=labels)
+
+
+def _idx_classes(folder: Path, stems: tuple[str, ...], n: int) -> Tensor | None:
+    """Of the n images beside which they lie; None where there is no such file."""
+    path = _idx_file(folder, stems)
+    if path is None:
+        return None
+    classes = read_idx_labels(path)
+    if len(classes) != n:
+        raise RecipeError(f"{path}: {len(classes)} labels, and there are {n} images")
+    return classes
 
 
 def _cifar_folder(folder: Path) -> Dataset:

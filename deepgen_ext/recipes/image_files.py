@@ -22,12 +22,20 @@ from torch import Tensor
 
 from deepgen_ext.recipes import RecipeError, require
 
-__all__ = ["PICTURE_SUFFIXES", "read_arrays", "read_cifar_batch", "read_idx", "read_pictures"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "read_arrays",
+    "read_cifar_batch",
+    "read_idx",
+    "read_idx_labels",
+    "read_pictures",
+]
 
 PICTURE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 _IDX_IMAGES = 0x00000803  # unsigned bytes, three dimensions: (n, H, W)
+_IDX_LABELS = 0x00000801  # unsigned bytes, one dimension
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -51,7 +59,7 @@ def read_idx(path: Path) -> Tensor:
         raise RecipeError(f"{path}: truncated: {len(raw)} bytes, and the IDX header alone has 16")
     magic, n, height, width = struct.unpack(">4I", raw[:16])
     if magic != _IDX_IMAGES:
-        kind = " (that is a file of labels)" if magic == 0x00000801 else ""
+        kind = " (that is a file of labels)" if magic == _IDX_LABELS else ""
         raise RecipeError(
             f"{path}: wrong magic number {magic:#010x}{kind}, expected {_IDX_IMAGES:#010x}: IDX "
             f"images"
@@ -66,6 +74,17 @@ def read_idx(path: Path) -> Tensor:
             f"bytes, and it has {len(raw)}"
         )
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=16).view(n, 1, height, width)
+
+
+def read_idx_labels(path: Path) -> Tensor:
+    """The classes of one IDX file, gzipped or raw, as int64 ``(n,)``."""
+    raw = _read_bytes(path)
+    magic, n = struct.unpack(">2I", raw[:8]) if len(raw) >= 8 else (0, 0)
+    if magic != _IDX_LABELS:
+        raise RecipeError(f"{path}: wrong magic number {magic:#010x}: not a file of IDX labels")
+    if n == 0 or len(raw) != 8 + n:
+        raise RecipeError(f"{path}: its header says {n} labels, and it has {len(raw) - 8}")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=8).long()
 
 
 class _ArrayUnpickler(pickle.Unpickler):

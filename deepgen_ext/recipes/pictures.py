@@ -12,13 +12,13 @@ from torch import Tensor
 
 from deepgen_ext.recipes import RecipeError, require
 
-__all__ = ["save_density", "save_figure", "save_grid", "save_reconstruction"]
+__all__ = ["save_density", "save_figure", "save_grid", "save_reconstruction", "to_bytes"]
 
 _GAP = 1  # pixels between tiles, before enlarging
 _PAPER = 255
 
 
-def _to_bytes(levels: Tensor, n_levels: int) -> Tensor:
+def to_bytes(levels: Tensor, n_levels: int) -> Tensor:
     """Levels 0 ... n_levels - 1 spread over 0 ... 255."""
     return (
         (levels.detach().cpu().double() * (255.0 / (n_levels - 1)))
@@ -69,14 +69,14 @@ def save_grid(
 ) -> None:
     """A grid of images ``(n, C, H, W)`` given as levels, as square as ``n`` allows."""
     columns = columns or max(1, math.ceil(math.sqrt(len(levels))))
-    _save(_tile(_to_bytes(levels, n_levels), columns), path, min_width)
+    _save(_tile(to_bytes(levels, n_levels), columns), path, min_width)
 
 
 def save_reconstruction(
     inputs: Tensor, rebuilt: Tensor, n_levels: int, path: Path, *, min_width: int = 640
 ) -> None:
     """Two rows of levels ``(n, C, H, W)``: the inputs, and below each what the model made of it."""
-    pair = torch.cat([_to_bytes(inputs, n_levels), _to_bytes(rebuilt, n_levels)])
+    pair = torch.cat([to_bytes(inputs, n_levels), to_bytes(rebuilt, n_levels)])
     _save(_tile(pair, len(inputs)), path, min_width)
 
 

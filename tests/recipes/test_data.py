@@ -97,6 +97,43 @@ def test_idx_folder(tmp_path: Path) -> None:
         data.load(str(tmp_path))
 
 
+def test_classes_of_an_idx_folder(tmp_path: Path) -> None:
+    """Each beside its image, where all are there; held out as the images are."""
+
+    def write_labels(name: str, labels: list[int], magic: int = 0x801) -> None:
+        (tmp_path / name).write_bytes(struct.pack(">2I", magic, len(labels)) + bytes(labels))
+
+    def images_of(labels: list[int]) -> np.ndarray:
+        return np.repeat(np.array(labels, np.uint8), 16).reshape(-1, 4, 4)
+
+    classes = list(range(20))
+    _write_idx(tmp_path / "train-images-idx3-ubyte", images_of(classes))
+    assert data.load(str(tmp_path)).labels is None
+    with pytest.raises(RecipeError, match="no classes are known for it"):
+        data.load_classes(str(tmp_path))
+    write_labels("train-labels-idx1-ubyte", classes)
+    loaded, labels = data.load_classes(str(tmp_path))
+    for part, found in zip((loaded.train, loaded.test), labels, strict=True):
+        assert found.dtype == torch.int64
+        assert torch.equal(part[:, 0, 0, 0].long(), found)
+    assert len(labels[1]) == 2
+    _write_idx(tmp_path / "t10k-images-idx3-ubyte", images_of([7, 3]))
+    assert data.load(str(tmp_path)).labels is None
+    write_labels("t10k-labels-idx1-ubyte", [7, 3])
+    train_labels, test_labels = data.load(str(tmp_path)).labels
+    assert train_labels.tolist() == classes
+    assert test_labels.tolist() == [7, 3]
+    write_labels("t10k-labels-idx1-ubyte", [7, 3, 1])
+    with pytest.raises(RecipeError, match="3 labels, and there are 2 images"):
+        data.load(str(tmp_path))
+    write_labels("t10k-labels-idx1-ubyte", [7, 3], magic=0x803)
+    with pytest.raises(RecipeError, match="0x00000803: not a file of IDX labels"):
+        data.load(str(tmp_path))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">2I", 0x801, 2) + b"7")
+    with pytest.raises(RecipeError, match="its header says 2 labels, and it has 1"):
+        data.load(str(tmp_path))
+
+
 def test_cifar_folder(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
