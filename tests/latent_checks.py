@@ -17,7 +17,10 @@ def build(kind: type[nn.Module], **options) -> nn.Module:
     exactly, but no further than a thousand draws can reach.
     """
     torch.manual_seed(0)
-    options = {"hidden_features": (6,), "flow_steps": 2, "flow_hidden": 6} | options
+    defaults = {"hidden_features": (6,), "flow_steps": 2, "flow_hidden": 6}
+    if "flow" in options:  # FlowVAE: its flow is of the pixels
+        defaults = {"hidden_features": (6,)}
+    options = defaults | options
     model = randomize(kind(SHAPE, 2, n_levels=N_LEVELS, **options), 0.05).double()
     with torch.no_grad():
         model.decoder.output.weight.mul_(2)

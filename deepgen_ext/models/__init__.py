@@ -13,7 +13,7 @@ from .flow import (
     RealNVP,
     ResidualFlow,
 )
-from .latent import IWAE, VAE, LatentModel
+from .latent import IWAE, VAE, FlowVAE, LatentModel
 
 __all__ = [
     "GAN",
@@ -27,6 +27,7 @@ __all__ = [
     "AdversarialModel",
     "BiGAN",
     "CycleGAN",
+    "FlowVAE",
     "Glow",
     "IResNet",
     "LatentModel",

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from deepgen_ext.models import AdversarialModel, BiGAN, CycleGAN
+from deepgen_ext.models import AdversarialModel, BiGAN, CycleGAN, FlowVAE
 from deepgen_ext.models.adversarial.modes import evaluated
 from deepgen_ext.recipes import RecipeError, checkpoint, loop, registry
 from deepgen_ext.recipes.adversarial_pictures import save_losses, save_model
@@ -66,6 +66,9 @@ def train(
     if state is not None:
         load_state(net, state, settings, path)
     net = fabric.strategy.precision.convert_module(net.to(fabric.device))
+    if state is None and hasattr(net, "initialize"):
+        whole = _batch(settings, net, datasets, "generator", 0, slice(None), fabric.device)
+        net.initialize(whole[0], noise=whole[2]["dequantisation"])
     own = {
         "critic": net.optimizer(net.critic_parameters(), settings.learning_rate),
         "generator": net.optimizer(net.generator_parameters(), settings.learning_rate),
@@ -199,6 +202,11 @@ def held_out_gap(net: AdversarialModel, held_out: list[Tensor], seed: int) -> fl
     x = held_out[0].to(device)
     noise = net.draw_noise(len(x), generator_for(seed, "held out"))
     noise = {name: values.to(device) for name, values in noise.items()}
+    if isinstance(net, FlowVAE):
+        training = net.training
+        gap = net.eval().critic_terms(x, noise=noise).gap.item()
+        net.train(training)
+        return gap
     fake = evaluated(net.generator, noise["latents"], None)
     scores = (evaluated(net.critic, part).double().mean() for part in (net.stretch(x, noise), fake))
     real_score, fake_score = scores

@@ -10,6 +10,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -143,6 +144,19 @@ RECIPES: dict[str, Recipe] = {
         "IWAE (Burda et al. 2016): a VAE trained on k weighted draws; --set k=50, gradient=dreg",
         images_only=True,
         step=latent_step,
+    ),
+    "v-ade": Recipe(
+        models.FlowVAE,
+        "V-ADE (Lucas et al. 2019): a VAE on the features of a flow; --set flow=glow",
+        images_only=True,
+        step=latent_step,
+    ),
+    "av-ade": Recipe(
+        partial(models.FlowVAE, adversarial=True),
+        "AV-ADE (Lucas et al. 2019): V-ADE with a critic; --set flow=none is AV-GDE",
+        images_only=True,
+        adversarial=True,
+        settings={**_GAME, "learning_rate": 5e-4},
     ),
     "gan": Recipe(
         models.GAN,

@@ -7,6 +7,7 @@ from .decoder_distributions import (
     DiscretizedLogistic,
     Gaussian,
 )
+from .flow_vae import FlowVAE
 from .iwae import IWAE
 from .latent_model import LatentModel, Terms
 from .posteriors import POSTERIORS, Posterior
@@ -20,6 +21,7 @@ __all__ = [
     "Bernoulli",
     "DecoderDistribution",
     "DiscretizedLogistic",
+    "FlowVAE",
     "Gaussian",
     "LatentModel",
     "Posterior",
