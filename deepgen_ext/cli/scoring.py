@@ -92,3 +92,62 @@ def feature_network(
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command()
+def ablation(
+    data: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="Images: digits, fashion-mnist, a path.")
+    ] = "digits",
+    seeds: Annotated[int, typer.Option(min=1, help="Fits of each row.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of the generator, in each fit.")] = 4000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 64,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples that are scored.")] = 5000,
+    row: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="GAN, VAE, V-ADE, AV-GDE, AV-ADE; may be repeated.", show_default="all of them"
+        ),
+    ] = None,
+    feature_network: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="As of deepgen scores; trained where there is no such file."
+        ),
+    ] = Path("feature-network.pt"),
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Fits at a time.", show_default="one a core")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder for samples of each fit.", show_default=False)
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A .csv, a row a fit, or a .md, the table; may be repeated. Fits that the .csv has "
+            "already are not run again.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Train GAN, VAE and the VAEs with a flow, a critic or both; print bits/dim, IS and FID.
+
+    The table of Lucas et al. 2019, "Adaptive density estimation for generative models".
+    """
+    for path in out or ():
+        check_suffix(path, (".csv", ".md"))
+    from deepgen_ext.recipes.ablation import fill_table, prepare_feature_network
+    from deepgen_ext.recipes.ablation_fits import plan_fits
+
+    console = Console()
+    fits = plan_fits(
+        data,
+        row,
+        seeds=seeds,
+        steps=steps,
+        batch_size=batch_size,
+        n_generated=n,
+        feature_network=feature_network,
+    )
+    prepare_feature_network(feature_network, data, console)
+    fill_table(fits, out or (), jobs=jobs, pictures=pictures, console=console)

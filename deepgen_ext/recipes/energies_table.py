@@ -6,9 +6,7 @@ seeds with its spread, measured on fresh samples, with log Z known from quadratu
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from rich.table import Table
 from deepgen_ext.recipes import RecipeError
 from deepgen_ext.recipes.energies import log_normalizer
 from deepgen_ext.recipes.energy_fits import FLOWS, Fit, Measured, run_fits
+from deepgen_ext.recipes.fits import append_row, in_words, markdown, read_rows, write_text
 
-__all__ = ["fill_table"]
+__all__ = ["fill_table", "read_table", "table_of"]
 
 COLUMNS = [f.name for f in dataclasses.fields(Fit)] + ["kl", "standard_error", "seconds", "log_z"]
 
@@ -34,7 +33,7 @@ def fill_table(
     table that was stopped goes on, and another flow or seed is added to it.
     """
     files = [out for out in outs if out.suffix.lower() == ".csv"]
-    results = [measured for file in files if file.exists() for measured in read_rows(file)]
+    results = [measured for file in files if file.exists() for measured in read_table(file)]
     results = list({measured.fit: measured for measured in results}.values())
     known = {measured.fit for measured in results}
     left = [fit for fit in fits if fit not in known]
@@ -43,52 +42,34 @@ def fill_table(
     for measured in run_fits(left, jobs=jobs, console=console):
         results.append(measured)
         for file in files:
-            append_row(measured, file)
+            append_row(file, _row(measured))
     console.print(table_of(results))
     for out in outs:
         if out.suffix.lower() == ".md":
-            _write(out, "w", _markdown(results))
+            write_text(out, _markdown(results))
 
 
-def append_row(measured: Measured, out: Path) -> None:
-    """One row more, below a header where the file is new."""
-    fit = measured.fit
-    values = [
-        *dataclasses.astuple(fit),
-        f"{measured.kl:.5f}",
-        f"{measured.standard_error:.5f}",
-        f"{measured.seconds:.1f}",
-        f"{log_normalizer(fit.energy)[0]:.6f}",
-    ]
-    header = "" if out.exists() else ",".join(COLUMNS) + "\n"
-    _write(out, "a", header + ",".join(map(str, values)) + "\n")
+def _row(measured: Measured) -> dict[str, object]:
+    return dataclasses.asdict(measured.fit) | {
+        "kl": f"{measured.kl:.5f}",
+        "standard_error": f"{measured.standard_error:.5f}",
+        "seconds": f"{measured.seconds:.1f}",
+        "log_z": f"{log_normalizer(measured.fit.energy)[0]:.6f}",
+    }
 
 
-def read_rows(path: Path) -> list[Measured]:
-    """What `append_row` wrote."""
+def read_table(path: Path) -> list[Measured]:
+    rows = read_rows(path, COLUMNS, "a table of energies")
     try:
-        with open(path, newline="") as file:
-            rows = csv.DictReader(file)
-            if rows.fieldnames != COLUMNS:
-                raise RecipeError(f"{path}: not a table of energies; expected {','.join(COLUMNS)}")
-            return [
-                Measured(
-                    Fit(row["energy"], row["flow"], *(int(row[name]) for name in COLUMNS[2:6])),
-                    *(float(row[name]) for name in COLUMNS[6:9]),
-                )
-                for row in rows
-            ]
-    except (OSError, ValueError, TypeError) as error:
+        return [
+            Measured(
+                Fit(row["energy"], row["flow"], *(int(row[name]) for name in COLUMNS[2:6])),
+                *(float(row[name]) for name in COLUMNS[6:9]),
+            )
+            for row in rows
+        ]
+    except (ValueError, TypeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}") from None
-
-
-def _write(out: Path, mode: str, text: str) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with open(out, mode) as file:
-            file.write(text)
-    except OSError as error:
-        raise RecipeError(f"{out}: cannot be written: {error.strerror or error}") from None
 
 
 def _rows(results: Sequence[Measured]) -> Iterator[tuple[str, int, int, dict[str, list[float]]]]:
@@ -105,19 +86,11 @@ def _rows(results: Sequence[Measured]) -> Iterator[tuple[str, int, int, dict[str
         yield list(FLOWS)[place], length, steps, by_energy
 
 
-def _in_words(values: Sequence[float] | None) -> str:
-    if not values:
-        return ""
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
-
-
 def _cells(results: Sequence[Measured]) -> tuple[list[str], list[list[str]], list[str]]:
     """Header, rows, and the row of log Z."""
     energies = sorted({m.fit.energy for m in results})
     rows = [
-        [flow, str(length), str(steps), *(_in_words(by_energy.get(e)) for e in energies)]
+        [flow, str(length), str(steps), *(in_words(by_energy.get(e, []), 3) for e in energies)]
         for flow, length, steps, by_energy in _rows(results)
     ]
     log_z = ["log Z", "", "", *(f"{log_normalizer(e)[0]:.6f}" for e in energies)]
@@ -168,6 +141,4 @@ def table_of(results: Sequence[Measured]) -> Table:
 
 def _markdown(results: Sequence[Measured]) -> str:
     header, rows, log_z = _cells(results)
-    lines = [header, ["---"] * len(header), *rows, log_z]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\n{_caption(results)}. Written by `deepgen energies-table`.\n"
+    return f"{markdown(header, [*rows, log_z])}\n\n{_caption(results)}. Written by `deepgen energies-table`.\n"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +21,7 @@ from deepgen_ext.recipes.energies import (
     leave_identity,
     reverse_kl,
 )
+from deepgen_ext.recipes.fits import run_side_by_side
 
 __all__ = ["FLOWS", "LENGTHS", "Fit", "Measured", "fit_energy", "plan_fits", "run_fits"]
 
@@ -137,8 +135,7 @@ def plan_fits(
 
 def run_fits(fits: Sequence[Fit], *, jobs: int | None, console: Console) -> Iterator[Measured]:
     """Each fit on one core, `jobs` at a time, with a line of progress as it is done."""
-    jobs = min(jobs or os.cpu_count() or 1, len(fits))
-    for number, measured in enumerate(_measured(fits, jobs), 1):
+    for number, measured in enumerate(run_side_by_side(fit_energy, fits, jobs), 1):
         fit = measured.fit
         console.print(
             f"{number}/{len(fits)}  {fit.energy} {fit.flow} K={fit.length} seed {fit.seed}: "
@@ -147,12 +144,3 @@ def run_fits(fits: Sequence[Fit], *, jobs: int | None, console: Console) -> Iter
             soft_wrap=True,
         )
         yield measured
-
-
-def _measured(fits: Sequence[Fit], jobs: int) -> Iterator[Measured]:
-    if jobs <= 1:
-        yield from map(fit_energy, fits)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(fit_energy, fits)

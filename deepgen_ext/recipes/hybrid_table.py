@@ -6,18 +6,12 @@ learns.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
-import multiprocessing
-import os
-import statistics
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich import box
@@ -27,7 +21,14 @@ from torch import nn
 
 from deepgen_ext.recipes import RecipeError
 from deepgen_ext.recipes.batches import batch_indices, batch_noise, generator_for
-from deepgen_ext.recipes.data import Dataset, load
+from deepgen_ext.recipes.data import Dataset, load_classes
+from deepgen_ext.recipes.fits import (
+    append_row,
+    in_words,
+    markdown,
+    run_side_by_side,
+    write_text,
+)
 from deepgen_ext.recipes.hybrid import BODIES, Hybrid, body
 from deepgen_ext.recipes.metrics import evaluate
 
@@ -62,8 +63,7 @@ class Measured:
 def fit_hybrid(fit: Fit) -> Measured:
     """Adam with a cosine schedule; then every held-out image is scored once."""
     start = time.monotonic()
-    data = _labelled(fit.data)
-    train_labels, test_labels = data.labels
+    data, (train_labels, _) = load_classes(fit.data)
     torch.manual_seed(generator_for(fit.seed, fit.body, fit.weight).initial_seed())
     model = Hybrid(body(fit.body, data.shape, data.n_levels), int(train_labels.max()) + 1)
     weight = 1 / model.flow.dims if fit.weight == "1/D" else float(fit.weight)
@@ -97,13 +97,6 @@ def _score(model: Hybrid, data: Dataset, with_density: bool) -> tuple[float, flo
     return accuracy, evaluate(model.flow, data.test, n_levels=data.n_levels).mean
 
 
-def _labelled(name: str) -> Dataset:
-    data = load(name)
-    if data.labels is None:
-        raise RecipeError(f"--data {name}: no classes are known for it; digits has them")
-    return data
-
-
 def plan_fits(
     data: str,
     bodies: Sequence[str] | None,
@@ -114,7 +107,7 @@ def plan_fits(
     batch_size: int,
 ) -> list[Fit]:
     """All combinations, of all bodies and weights where None is given."""
-    _labelled(data)
+    load_classes(data)
     for flag, given, known in (("--body", bodies, BODIES), ("--weight", weights, WEIGHTS)):
         for name in given or ():
             if name not in known:
@@ -129,9 +122,8 @@ def run_fits(
     """Each fit on one core, `jobs` at a time, with a line of progress for each; the files hold what has
     been measured so far.
     """
-    jobs = min(jobs or os.cpu_count() or 1, len(fits))
     results = []
-    for number, measured in enumerate(_measured(fits, jobs), 1):
+    for number, measured in enumerate(run_side_by_side(fit_hybrid, fits, jobs), 1):
         fit = measured.fit
         console.print(
             f"{number}/{len(fits)}  {fit.body} lambda={fit.weight} seed {fit.seed}: accuracy "
@@ -144,15 +136,6 @@ def run_fits(
         for out in outs:
             write_table(results, out)
     return results
-
-
-def _measured(fits: Sequence[Fit], jobs: int) -> Iterator[Measured]:
-    if jobs == 1:
-        yield from map(fit_hybrid, fits)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,)) as pool:
-        yield from pool.map(fit_hybrid, fits)
 
 
 def _columns(results: Sequence[Measured]) -> list[tuple[str, str]]:
@@ -175,18 +158,10 @@ def _rows(results: Sequence[Measured]) -> Iterator[list[str]]:
         for heading, weight in _columns(results):
             at = [m for m in mine if m.fit.weight == weight]
             if "bits" in heading:
-                row.append(_in_words([m.bits_per_dim for m in at], 3))
+                row.append(in_words([m.bits_per_dim for m in at], 3))
             else:
-                row.append(_in_words([100 * m.accuracy for m in at], 2))
+                row.append(in_words([100 * m.accuracy for m in at], 2))
         yield row
-
-
-def _in_words(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return ""
-    if len(values) < 2:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _caption(results: Sequence[Measured]) -> str:
@@ -224,25 +199,13 @@ def table_of(results: Sequence[Measured]) -> Table:
 
 def write_table(results: Sequence[Measured], out: Path) -> None:
     """Every fit as a row of a .csv, or the table as Markdown (.md)."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix.lower() == ".md":
-            out.write_text(_markdown(results))
-            return
-        names = [field.name for field in fields(Fit)]
-        with open(out, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow([*names, "accuracy", "bits_per_dim", "seconds"])
-            for m in results:
-                values: list[Any] = [getattr(m.fit, name) for name in names]
-                writer.writerow([*values, m.accuracy, m.bits_per_dim, round(m.seconds, 2)])
-    except OSError as error:
-        raise RecipeError(f"{out}: cannot be written: {error.strerror or error}") from None
-
-
-def _markdown(results: Sequence[Measured]) -> str:
-    headings = [heading for heading, _ in _columns(results)]
-    lines = [f"| flow | {' | '.join(headings)} |", f"|{'---|' * (1 + len(headings))}"]
-    lines += [f"| {' | '.join(row)} |" for row in _rows(results)]
-    caption = f"{_caption(results)}. Written by `{_command(results)}`."
-    return "\n".join([*lines, "", caption, ""])
+    if out.suffix.lower() == ".md":
+        headings = [heading for heading, _ in _columns(results)]
+        table = markdown(["flow", *headings], list(_rows(results)))
+        caption = f"{_caption(results)}. Written by `{_command(results)}`."
+        write_text(out, f"{table}\n\n{caption}\n")
+        return
+    out.unlink(missing_ok=True)
+    for m in results:
+        measured = {"accuracy": m.accuracy, "bits_per_dim": m.bits_per_dim}
+        append_row(out, asdict(m.fit) | measured | {"seconds": round(m.seconds, 2)})

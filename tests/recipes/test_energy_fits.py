@@ -11,7 +11,7 @@ from rich.console import Console
 
 from deepgen_ext.recipes import RecipeError, energies_table, energy_fits
 from deepgen_ext.recipes.energies import reverse_kl
-from deepgen_ext.recipes.energies_table import fill_table, read_rows, table_of
+from deepgen_ext.recipes.energies_table import fill_table, read_table, table_of
 from deepgen_ext.recipes.energy_fits import ENERGIES, FLOWS, Fit, Measured, fit_energy, plan_fits
 
 
@@ -90,7 +90,7 @@ def test_a_table_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     fill_table(fits, files, jobs=1, console=console)
     assert run == fits[2:]
     assert "2 of 3 fits are done already" in console.file.getvalue()
-    assert [m.fit for m in read_rows(files[0])] == fits
+    assert [m.fit for m in read_table(files[0])] == fits
     assert "| planar | 2 | 9 | 0.100 ± 0.100 |" in files[1].read_text()
 
 
