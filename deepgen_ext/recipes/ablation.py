@@ -149,8 +149,8 @@ def _caption(results: Sequence[Measured], held_out: Measured) -> str:
         f"split, dequantised uniformly, an upper bound; in brackets of an encoder and a scale fitted "
         f"to the finished GAN. IS, FID, precision, recall: {held_out.network}; "
         f"{fit.n_generated:,} generated images against {held_out.n_real:,} of the train split, and "
-        f"in the last row {held_out.fit.n_generated:,} of the test split. {minutes:.0f} minutes of "
-        "one core. Written by `deepgen ablation`."
+        f"in the last row {held_out.fit.n_generated:,} of the test split (the fewer images, the "
+        f"larger the bias of their FID). {minutes:.0f} minutes in all. Written by `deepgen ablation`."
     )
 
 

@@ -141,4 +141,5 @@ def table_of(results: Sequence[Measured]) -> Table:
 
 def _markdown(results: Sequence[Measured]) -> str:
     header, rows, log_z = _cells(results)
-    return f"{markdown(header, [*rows, log_z])}\n\n{_caption(results)}. Written by `deepgen energies-table`.\n"
+    table, caption = markdown(header, [*rows, log_z]), _caption(results)
+    return f"{table}\n\n{caption}. Written by `deepgen energies-table`.\n"

@@ -35,10 +35,10 @@ def run_side_by_side(
 
 
 def append_row(path: Path, row: Mapping[str, object]) -> None:
-    """One row more of a .csv, below a header where the file is new."""
-    new = not path.exists()
+    """One row more of a .csv, below a header where the file is new or empty."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists() or path.stat().st_size == 0
         with open(path, "a", newline="") as file:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             if new:

@@ -205,7 +205,7 @@ def write_table(results: Sequence[Measured], out: Path) -> None:
         caption = f"{_caption(results)}. Written by `{_command(results)}`."
         write_text(out, f"{table}\n\n{caption}\n")
         return
-    out.unlink(missing_ok=True)
+    write_text(out, "")
     for m in results:
         measured = {"accuracy": m.accuracy, "bits_per_dim": m.bits_per_dim}
         append_row(out, asdict(m.fit) | measured | {"seconds": round(m.seconds, 2)})

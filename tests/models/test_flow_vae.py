@@ -249,8 +249,10 @@ def test_a_few_steps_lower_the_losses(network: str) -> None:
     levels = torch.randint(0, 3, (32, 1, 8, 8)) + torch.randint(0, 3, (32, 1, 1, 1))
     noise = model.draw_noise(32)
     given = {"noise": noise["dequantisation"], "eps": noise["posterior"]}
-    untouched = model.loss(levels, **given)
+    untouched = model.eval().loss(levels, **given)
     model.initialize(levels, noise=noise["dequantisation"])
+    assert all(layer.initialized for layer in model.modules() if isinstance(layer, ActNorm))
+    model.train()
     before = model.loss(levels, **given)
     assert before < untouched
     y, _ = model.distribution.features(model.target(levels, noise["dequantisation"]))

@@ -101,6 +101,12 @@ def test_precision_and_recall() -> None:
     generated = torch.cat([real[:50] + 0.3, invented])
     assert precision_and_recall(real, generated) == pytest.approx((2 / 3, 1 / 2))
     assert precision_and_recall(real, real) == (1, 1)
+    # on a line of whole numbers the last one, 9, reaches as far as its k-th neighbour: 10, 11 or 12
+    line = torch.arange(10.0, dtype=torch.float64)[:, None]
+    beyond = torch.tensor([[9.5], [10.5], [11.5], [12.5], [13.5]], dtype=torch.float64)
+    for k in (1, 2, 3):
+        precision, _ = precision_and_recall(line, beyond, neighbours=k)
+        assert precision == pytest.approx(k / 5)
     with pytest.raises(RecipeError, match="3 neighbours need more samples.*100 real and 3 gen"):
         precision_and_recall(real, generated[:3])
 
