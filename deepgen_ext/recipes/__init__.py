@@ -9,7 +9,7 @@ Nothing here is imported by the rest of the package, and what is imported here b
 - ``train``: the loop;  ``run``: the folder of a run;  ``checkpoint``: files that survive a kill or
   a full disk
 - ``metrics``, ``pictures``: what is measured and drawn;  ``demo``: all of it in two minutes
-- ``scores``: samples against data, by the features of a ``feature_network``; with
+- ``scores``, ``transport``: samples against data, by a ``feature_network`` or exactly; with
   ``pip install "deepgen_ext[metrics]"``
 """
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from deepgen_ext.recipes import RecipeError, data, require
+from deepgen_ext.recipes.batches import generator_for
 from deepgen_ext.recipes.feature_network import (
     ClassifierFeatures,
     FeatureNetwork,
@@ -30,6 +31,7 @@ from deepgen_ext.recipes.feature_network import (
 )
 from deepgen_ext.recipes.run import load_model
 from deepgen_ext.recipes.trained import draw
+from deepgen_ext.recipes.transport import transport_table
 
 __all__ = [
     "Scores",
@@ -39,12 +41,11 @@ __all__ = [
     "precision_and_recall",
     "score",
     "score_run",
-    "wasserstein_distance",
 ]
 
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000  # of KID, as in Binkowski et al. 2018
+MANIFOLD_SAMPLES = 5000  # of precision and recall, at most: every pair is compared
 NEIGHBOURS = 3  # of precision and recall, as in Kynkaanniemi et al. 2019
-TRANSPORT_SAMPLES = 2000  # an exact plan costs n^2 memory and about n^3 time
 
 
 @dataclass(frozen=True)
@@ -168,13 +169,6 @@ def _share_among(samples: Tensor, others: Tensor, neighbours: int) -> float:
     return torch.cat(inside).double().mean().item()
 
 
-def wasserstein_distance(x: Tensor, y: Tensor, order: int = 1) -> float:
-    """(min over plans of E |x - y|^order)^(1/order), exact, of samples (n, D) and (m, D)."""
-    transport = require("ot", "an exact Wasserstein distance", extra="metrics")
-    cost = torch.cdist(x.double(), y.double()).pow(order).numpy()
-    return float(transport.emd2([], [], cost, numItermax=10_000_000)) ** (1 / order)
-
-
 def score(real: Features, generated: Features, *, seed: int = 0) -> Scores:
     """All scores of features of images."""
     frechet = frechet_distance(real.features, generated.features)
@@ -184,11 +178,21 @@ def score(real: Features, generated: Features, *, seed: int = 0) -> Scores:
         frechet,
         *kernel,
         inception_score(generated.logits) if has_classes else math.nan,
-        *precision_and_recall(real.features, generated.features),
+        *precision_and_recall(
+            _some(real.features, MANIFOLD_SAMPLES, seed),
+            _some(generated.features, MANIFOLD_SAMPLES, seed),
+        ),
         n_real=len(real.features),
         n_generated=len(generated.features),
         num_features=real.features.shape[1],
     )
+
+
+def _some(features: Tensor, n: int, seed: int) -> Tensor:
+    """n of them by chance, or all where there are no more."""
+    if len(features) <= n:
+        return features
+    return features[torch.randperm(len(features), generator=generator_for(seed, "some"))[:n]]
 
 
 def score_run(
@@ -213,7 +217,7 @@ def score_run(
     real = dataset.test if split == "test" else dataset.train
     if n_levels is None:
         samples = draw(model, n, temperature=temperature, seed=seed)
-        return _transport(
+        return transport_table(
             dataset, samples, split, _caption(dataset, split, settings.model, step, temperature)
         )
     if network_path is None:
@@ -265,8 +269,8 @@ def _table(columns: dict[str, Scores], network: FeatureNetwork, caption: str) ->
             f"{1000 * s.kernel:.3f} ± {1000 * s.kernel_deviation:.3f}"  # over subsets
         ),
         f"IS {name}": lambda s: "no classes" if math.isnan(s.inception) else f"{s.inception:.3f}",
-        "precision": lambda s: f"{s.precision:.3f}",
-        "recall": lambda s: f"{s.recall:.3f}",
+        f"precision (of {MANIFOLD_SAMPLES:,} at most)": lambda s: f"{s.precision:.3f}",
+        f"recall (of {MANIFOLD_SAMPLES:,} at most)": lambda s: f"{s.recall:.3f}",
     }
     for heading, value in rows.items():
         table.add_row(heading, *map(value, columns.values()))
@@ -278,21 +282,3 @@ def _caption(dataset: data.Dataset, split: str, model: str, step: int, temperatu
         f"{model}, step {step}, temperature {temperature:g}; real images: {dataset.name}, {split} "
         "split"
     )
-
-
-def _transport(dataset: data.Dataset, samples: Tensor, split: str, caption: str) -> Table:
-    """Of equally many samples of each kind."""
-    if dataset.shape != (2,):
-        raise RecipeError(f"vectors of {dataset.shape[0]} numbers: scores are of images and of 2-d")
-    real, other = dataset.train, dataset.test
-    if split == "test":
-        real, other = other, real
-    n = min(len(samples), len(real), len(other), TRANSPORT_SAMPLES)
-    table = Table("", "generated", "the other split", box=box.SIMPLE, caption=caption)
-    table.caption_justify = "left"
-    table.add_row("samples", f"{n:,}", f"{n:,}")
-    table.add_row("real samples", f"{n:,}", f"{n:,}")
-    for order in (1, 2):
-        distances = [wasserstein_distance(real[:n], y[:n], order) for y in (samples, other)]
-        table.add_row(f"Wasserstein-{order}, exact", *(f"{distance:.4f}" for distance in distances))
-    return table

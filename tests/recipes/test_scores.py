@@ -21,8 +21,8 @@ from deepgen_ext.recipes.scores import (
     kernel_distance,
     precision_and_recall,
     score,
-    wasserstein_distance,
 )
+from deepgen_ext.recipes.transport import wasserstein_distance
 
 
 def _normal(n: int, features: int, seed: int = 0) -> Tensor:
@@ -134,3 +134,21 @@ def test_score_holds_the_numbers() -> None:
         real.features, generated.features
     )
     assert math.isnan(score(generated, real).inception)
+
+
+def test_precision_and_recall_of_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By chance: data may lie in the order of their classes."""
+    monkeypatch.setattr(scores, "MANIFOLD_SAMPLES", 50)
+    seen = []
+
+    def watched(real: Tensor, generated: Tensor) -> tuple[float, float]:
+        seen.append((real, generated))
+        return 0.0, 0.0
+
+    monkeypatch.setattr(scores, "precision_and_recall", watched)
+    ordered = torch.linspace(0, 1, 200).double()[:, None].expand(-1, 3) + 0.01 * _normal(200, 3)
+    score(Features(ordered, None), Features(ordered[:40], None))
+    ((real, generated),) = seen
+    assert len(real) == 50
+    assert torch.equal(generated, ordered[:40])
+    assert real.mean() == pytest.approx(0.5, abs=0.2)
