@@ -49,7 +49,11 @@ void ancestral_sample(const Tensor& program, const Tensor& weights, at::TensorLi
   check_dense(caches, "caches", weights);
   TORCH_CHECK_VALUE(uniforms.dim() == 4, "uniforms must be (n, channels, height, width), got ",
                     uniforms.sizes());
-  TORCH_CHECK_TYPE(levels.scalar_type() == at::kLong, "levels must be an int64 tensor, got ",
+  const bool real = sampling::Program(words).draws_real();
+  const at::ScalarType drawn = real ? weights.scalar_type() : at::kLong;
+  TORCH_CHECK_TYPE(levels.scalar_type() == drawn, "levels must be ",
+                   real ? "of the dtype of weights, the program draws real numbers, got "
+                        : "an int64 tensor, got ",
                    levels.scalar_type());
   TORCH_CHECK_VALUE(levels.sizes() == uniforms.sizes() && levels.is_contiguous() &&
                         levels.device() == weights.device(),
@@ -94,7 +98,8 @@ void ancestral_sample(const Tensor& program, const Tensor& weights, at::TensorLi
   p.n_levels = n_levels;
   p.temperature = temperature;
   p.uniforms = uniforms.const_data_ptr();
-  p.levels = levels.mutable_data_ptr<int64_t>();
+  p.levels = real ? nullptr : levels.mutable_data_ptr<int64_t>();
+  p.values = real ? levels.mutable_data_ptr() : nullptr;
   p.caches = caches.mutable_data_ptr();
   p.tile = tile;
   p.first_row = first_row;

@@ -12,7 +12,7 @@
 // each a struct below. Both kernels read it as it stands.
 #pragma once
 
-#include "host_device.h"
+#include "elementary.h"
 #include "operand.h"
 
 namespace deepgen::sampling {
@@ -33,8 +33,12 @@ struct Node {
 
 // linear        dst = start + sum over terms and taps of W x; start = a, or else the bias
 // the rest      dst = f(a), f(a, b), channel by channel, a taken at (row + dy, column + dx), 0
-// outside categorical   draws level of the image's channel `image_channel` from logits a, writes it
-// to dst mixture       draws all channels of the image from the logistic mixture a of `mixtures`
+// outside
+// categorical   draws the level of the image's channel `image_channel` from logits a, writes it to
+// dst
+// mixture       draws all channels of the image from the logistic mixture a of `mixtures`
+// gaussian      draws all channels of the image, real numbers, from [means][log scales] a. A program
+// draws levels or real numbers, never both
 enum class Kind : int32_t {
   linear,
   copy,
@@ -51,6 +55,7 @@ enum class Kind : int32_t {
   sigmoid_gate,  // a * sigmoid(b)
   categorical,
   mixture,
+  gaussian,
 };
 
 // Channels [dst_channel, dst_channel + channels) of dst. Of a and b, -1 is none. `weights` is where
@@ -83,7 +88,8 @@ struct Tap {
 
 struct Header {
   int32_t nodes, row_steps, pixel_steps, terms, taps;
-  int32_t image;             // the node that holds the drawn pixels, as 2 level / (levels - 1) - 1
+  int32_t image;             // the node that holds the drawn pixels, as 2 level / (levels - 1) - 1,
+                             // or as they are where they are real numbers
   int32_t cache_per_sample;  // elements
   int32_t reserved;
 };
@@ -108,7 +114,23 @@ struct Program {
     terms = reinterpret_cast<const Term*>(pixel_steps + header.pixel_steps);
     taps = reinterpret_cast<const Tap*>(terms + header.terms);
   }
+
+  // Whether pixels are real numbers and not levels.
+  DEEPGEN_HD bool draws_real() const {
+    bool real = false;
+    for (int32_t i = 0; i < header.pixel_steps; ++i) {
+      real |= pixel_steps[i].kind == static_cast<int32_t>(Kind::gaussian);
+    }
+    return real;
+  }
 };
+
+// e^7 is as far from 1 as a scale goes: a network in its first steps draws no infinities.
+template <class T>
+DEEPGEN_HD T gaussian_draw(T mean, T log_scale, T temperature, T noise) {
+  const T above = log_scale < T(-7) ? T(-7) : log_scale;
+  return mean + temperature * exp_of(above > T(7) ? T(7) : above) * noise;
+}
 
 }  // namespace deepgen::sampling
 
@@ -123,10 +145,11 @@ struct AncestralSample {
   int64_t n, channels, height, width;
   int64_t n_levels;
   double temperature;
-  const void* uniforms;  // (n, channels, height, width)
-  const bool* known;     // likewise, or null: where true, levels are given; of a mixture's
-                         // pixel the first channel says it for all
-  int64_t* levels;       // likewise
+  const void* uniforms;  // (n, channels, height, width); normal numbers of a gaussian
+  const bool* known;     // likewise, or null: where true, levels are given; of a mixture's or a
+                         // gaussian's pixel the first channel says it for all
+  int64_t* levels;       // likewise, or null
+  void* values;          // what is drawn where the program draws real numbers, or null
   void* caches;          // n * cache_per_sample, the pads zero
   int64_t tile;          // samples that share one stretch of the caches
   int64_t first_row, last_row;

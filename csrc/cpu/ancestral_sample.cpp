@@ -194,29 +194,37 @@ class Tile {
     }
   }
 
-  // A drawn level enters the network at once.
+  // A drawn level, or number, enters the network at once.
   void draw(const Step& step, int64_t y, int64_t x) const {
     const AncestralSample& p = problem_;
     const Plane<T>& image = planes_[step.dst];
     const Plane<T>& parameters = planes_[step.a];
     const int64_t area = p.height * p.width;
-    const bool mixture = step.kind == static_cast<int32_t>(Kind::mixture);
-    const int64_t begin = mixture ? 0 : step.image_channel;
-    const int64_t end = mixture ? p.channels : begin + 1;
+    const auto kind = static_cast<Kind>(step.kind);
+    const int64_t begin = kind == Kind::categorical ? step.image_channel : 0;
+    const int64_t end = kind == Kind::categorical ? begin + 1 : p.channels;
+    T* const values = static_cast<T*>(p.values);
     for (int64_t s = 0; s < samples_; ++s) {
       const int64_t at = ((first_ + s) * p.channels + begin) * area + y * p.width + x;
       if (!(p.known && p.known[at])) {
         const T* const logits = parameters.at(y, x) + s * parameters.sample_stride + step.a_channel;
         const T* const uniforms = static_cast<const T*>(p.uniforms) + at;
-        if (mixture) {
-          draw_mixture(logits, {p.channels, step.mixtures}, p.n_levels,
-                       static_cast<T>(p.temperature), uniforms, area, p.levels + at);
+        const T temperature = static_cast<T>(p.temperature);
+        if (kind == Kind::mixture) {
+          draw_mixture(logits, {p.channels, step.mixtures}, p.n_levels, temperature, uniforms, area,
+                       p.levels + at);
+        } else if (kind == Kind::gaussian) {
+          draw_gaussian(logits, p.channels, temperature, uniforms, area, values + at);
         } else {
-          p.levels[at] = draw_level(logits, p.n_levels, static_cast<T>(p.temperature), *uniforms);
+          p.levels[at] = draw_level(logits, p.n_levels, temperature, *uniforms);
         }
       }
       T* const pixel = image.at(y, x) + s * image.sample_stride;
       for (int64_t c = begin; c < end; ++c) {
+        if (values) {
+          pixel[c] = values[at + c * area];
+          continue;
+        }
         const T level = static_cast<T>(p.levels[at + (c - begin) * area]);
         pixel[c] = 2 * level / static_cast<T>(p.n_levels - 1) - 1;
       }

@@ -200,5 +200,21 @@ DEEPGEN_SIMD void draw_mixture(const double* parameters, MixtureLayout layout, i
                              stride);
 }
 
+// Means and log scales stand side by side, what is drawn `stride` apart.
+DEEPGEN_SIMD void draw_gaussian(const float* parameters, int64_t channels, float temperature,
+                                const float* noise, int64_t stride, float* values) {
+  for (int64_t c = 0; c < channels; ++c) {
+    values[c * stride] = sampling::gaussian_draw(parameters[c], parameters[channels + c],
+                                                 temperature, noise[c * stride]);
+  }
+}
+DEEPGEN_SIMD void draw_gaussian(const double* parameters, int64_t channels, double temperature,
+                                const double* noise, int64_t stride, double* values) {
+  for (int64_t c = 0; c < channels; ++c) {
+    values[c * stride] = sampling::gaussian_draw(parameters[c], parameters[channels + c],
+                                                 temperature, noise[c * stride]);
+  }
+}
+
 }  // namespace
 }  // namespace deepgen::cpu

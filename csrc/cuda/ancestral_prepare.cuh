@@ -54,9 +54,9 @@ __device__ Plane<T>* prepare(Tile<T>& tile, Arena& arena, Plan<T>& plan) {
     for (int k = 0; k < header.pixel_steps; ++k) {
       const Step& step = program.pixel_steps[k];
       if (step.dst != i) continue;
-      written += !is_draw(step)                                     ? step.channels
-                 : step.kind == static_cast<int32_t>(Kind::mixture) ? tile.problem->channels
-                                                                    : 1;
+      written += !is_draw(step)                                         ? step.channels
+                 : step.kind == static_cast<int32_t>(Kind::categorical) ? 1
+                                                                        : tile.problem->channels;
     }
     for (int k = 0; k < header.row_steps; ++k) by_rows |= program.row_steps[k].dst == i;
     if (written > 0) plane.mirror = by_rows || written < program.nodes[i].channels;

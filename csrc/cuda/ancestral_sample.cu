@@ -122,6 +122,7 @@ void sample(const AncestralSample& p, cudaStream_t stream) {
   problem.uniforms = p.uniforms;
   problem.known = p.known;
   problem.levels = p.levels;
+  problem.values = p.values;
   problem.caches = p.caches;
   if (p.n == 0) return;
   if (reinterpret_cast<uintptr_t>(p.weights) % 16) {

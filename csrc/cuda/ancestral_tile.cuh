@@ -26,6 +26,7 @@ struct Problem {
   const void* uniforms;
   const bool* known;
   int64_t* levels;
+  void* values;
   void* caches;
   uint32_t shared_bytes;
 };
@@ -239,7 +240,7 @@ __device__ int64_t draw_category_by_warp(const T* logits, int n_levels, T temper
   return level;
 }
 
-// Draws at (y, x), a warp a sample, and shows the network what was drawn. The parameters of sample
+// Draws at (y, x), a warp a sample (of a Gaussian a lane a channel), and shows the network what was drawn. The parameters of sample
 // s are at parameters + s * sample_stride; `mirror`, if any, is the image's current pixel.
 template <class T>
 __device__ DEEPGEN_NOINLINE void draw(Tile<T> tile, const Step& step, int y, int x,
@@ -248,18 +249,32 @@ __device__ DEEPGEN_NOINLINE void draw(Tile<T> tile, const Step& step, int y, int
   const Problem& p = *tile.problem;
   const Plane<T> image = tile.plane(step.dst);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool mixture = step.kind == static_cast<int32_t>(Kind::mixture);
-  const int begin = mixture ? 0 : step.image_channel;
-  const int end = mixture ? p.channels : begin + 1;
+  const auto kind = static_cast<Kind>(step.kind);
+  const int begin = kind == Kind::categorical ? step.image_channel : 0;
+  const int end = kind == Kind::categorical ? begin + 1 : p.channels;
   const int64_t area = static_cast<int64_t>(p.height) * p.width;
   const T temperature = static_cast<T>(p.temperature);
   for (int s = warp; s < tile.samples; s += warps) {
     const int64_t at =
         ((tile.first + s) * p.channels + begin) * area + static_cast<int64_t>(y) * p.width + x;
-    if (!(p.known && p.known[at])) {
-      const T* const from = parameters + s * sample_stride;
-      const T* const uniforms = static_cast<const T*>(p.uniforms) + at;
-      if (!mixture) {
+    const bool known = p.known && p.known[at];
+    const T* const from = parameters + s * sample_stride;
+    const T* const uniforms = static_cast<const T*>(p.uniforms) + at;
+    T* const pixel = image.at(y, x) + s * image.sample_stride;
+    if (kind == Kind::gaussian) {
+      T* const values = static_cast<T*>(p.values) + at;
+      for (int c = lane; c < p.channels; c += 32) {
+        const T value = known ? values[c * area]
+                              : gaussian_draw(from[c], from[p.channels + c], temperature,
+                                              uniforms[c * area]);
+        values[c * area] = value;
+        pixel[c] = value;
+        if (mirror) mirror[s * image.sample_stride + c] = value;
+      }
+      continue;
+    }
+    if (!known) {
+      if (kind == Kind::categorical) {
         const int64_t level = draw_category_by_warp(from, p.n_levels, temperature, *uniforms,
                                                     scratch + warp * kept_blocks);
         if (lane == 0) p.levels[at] = level;
@@ -269,7 +284,6 @@ __device__ DEEPGEN_NOINLINE void draw(Tile<T> tile, const Step& step, int y, int
       }
     }
     if (lane == 0) {
-      T* const pixel = image.at(y, x) + s * image.sample_stride;
       for (int c = begin; c < end; ++c) {
         const T level = static_cast<T>(p.levels[at + (c - begin) * area]);
         const T value = 2 * level / static_cast<T>(p.n_levels - 1) - 1;

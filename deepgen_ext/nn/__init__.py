@@ -15,7 +15,7 @@ from .made import MADE
 from .masked_conv2d import MaskedConv2d
 from .masked_linear import MaskedLinear
 from .mlp import MLP
-from .pixel_distributions import Categorical, DiscretizedLogisticMixture
+from .pixel_distributions import Categorical, DiagonalGaussian, DiscretizedLogisticMixture
 from .residual_log_det import LogDetEstimator
 from .shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
 from .spectral_layers import SpectralConv2d, SpectralLinear
@@ -35,6 +35,7 @@ __all__ = [
     "Categorical",
     "ConcatELU",
     "ConditionProjection",
+    "DiagonalGaussian",
     "DiscretizedLogisticMixture",
     "FixedPointError",
     "FixedPointResult",

@@ -1,10 +1,12 @@
-"""What a network over pixels puts out: the distribution of each pixel's levels, given its parameters.
+"""What a network over pixels puts out: the distribution of each pixel, given its parameters.
 
 Plain objects without parameters of their own: they say how many channels the network must have,
-score levels, and draw them from uniforms.
+score levels and draw them from uniforms, or real numbers from normal ones.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -143,6 +145,58 @@ class DiscretizedLogisticMixture:
         )
 
 
+class DiagonalGaussian:
+    """Real numbers, normal and independent in the channels of a pixel given the pixels before.
+
+    The network's channels are [means C][log scales C]. A log scale counts as at most 7 in absolute
+    value. Where levels are expected, as by `AncestralSampler`, these are the numbers themselves,
+    and the uniforms are standard normal numbers. A network sees the numbers as they are.
+
+    Args:
+        channels: C.
+
+    Attributes:
+        parameters: 2 C, the channels that the network must put out.
+    """
+
+    groups_in_order = 1
+    n_levels = None  # real numbers
+    MAX_LOG_SCALE = 7.0
+
+    def __init__(self, channels: int) -> None:
+        if channels < 1:
+            raise ValueError(f"channels: expected 1 or more, got {channels}")
+        self.channels = channels
+        self.parameters = 2 * channels
+
+    def moments(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and clamped log scales, (n, C, H, W) each."""
+        means, log_scales = parameters.chunk(2, 1)
+        return means, log_scales.clamp(-self.MAX_LOG_SCALE, self.MAX_LOG_SCALE)
+
+    def log_prob(self, parameters: Tensor, values: Tensor) -> Tensor:
+        """ln p(values), summed over channels and pixels, (n,); float32 for half types.
+
+        Raises:
+            ValueError: shapes that do not fit.
+        """
+        _check_shapes(self, parameters, values, "values")
+        dtype = torch.promote_types(parameters.dtype, torch.float32)
+        means, log_scales = self.moments(parameters.to(dtype))
+        z = (values.to(dtype) - means) * torch.exp(-log_scales)
+        nats = 0.5 * z.square() + log_scales + 0.5 * math.log(2 * math.pi)
+        return -nats.flatten(1).sum(1)
+
+    def draw(self, parameters: Tensor, noise: Tensor, temperature: float = 1.0) -> Tensor:
+        """mean + temperature * scale * noise, of standard normal noise (n, C, H, W)."""
+        _check_shapes(self, parameters, noise, "noise")
+        means, log_scales = self.moments(parameters)
+        return means + temperature * log_scales.exp() * noise
+
+    def __repr__(self) -> str:
+        return f"DiagonalGaussian(channels={self.channels})"
+
+
 def _check_image(channels: int, n_levels: int) -> None:
     if channels < 1:
         raise ValueError(f"channels: expected 1 or more, got {channels}")
@@ -151,7 +205,7 @@ def _check_image(channels: int, n_levels: int) -> None:
 
 
 def _check_shapes(
-    distribution: Categorical | DiscretizedLogisticMixture,
+    distribution: Categorical | DiscretizedLogisticMixture | DiagonalGaussian,
     parameters: Tensor,
     pixels: Tensor,
     name: str,

@@ -37,13 +37,15 @@ def ancestral_sample(
         weights: what the program refers to, packed; float32 or float64. It gives the dtype and
             device of all the others but `levels` and `known`.
         conditions: feature maps (rows, columns, n, channels) and vectors (n, channels).
-        uniforms: (n, C, H, W) in [0, 1): the only randomness.
-        levels: (n, C, H, W) int64, written; given where `known`.
+        uniforms: (n, C, H, W) in [0, 1): the only randomness. Of a program that draws real numbers
+            from Gaussians: standard normal numbers.
+        levels: (n, C, H, W) int64, written; given where `known`. Real numbers have the dtype of
+            weights.
         caches: n * (cache elements a sample), zero before the first row, kept between calls.
         known: (n, C, H, W) bool, where levels are given and not drawn; all contiguous.
         tile: samples whose caches interleave: the same for all rows of an image.
-        n_levels: levels a channel has.
-        temperature: divides logits and scales of logistics, > 0.
+        n_levels: levels a channel has; not read where real numbers are drawn.
+        temperature: divides logits, multiplies the scales of logistics and of Gaussians, > 0.
         first_row, last_row: the rows to draw; those before were drawn with these very caches.
 
     No gradient: a draw has none. Results do not depend on the number of threads or on the batch.

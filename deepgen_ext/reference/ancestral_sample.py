@@ -18,7 +18,7 @@ TERM = ("source", "channel", "channels", "ratio", "first_tap", "taps")
 TAP = ("dy", "dx", "phase", "weights")
 CACHED, MAP, VECTOR = range(3)
 LINEAR, COPY, RELU, ELU, NEGATIVE_ELU, TANH, SIGMOID, AFFINE = range(8)
-ADD, SUBTRACT, MULTIPLY, GATE, SIGMOID_GATE, CATEGORICAL, MIXTURE = range(8, 15)
+ADD, SUBTRACT, MULTIPLY, GATE, SIGMOID_GATE, CATEGORICAL, MIXTURE, GAUSSIAN = range(8, 16)
 SAME, FINER, COARSER = range(3)
 
 
@@ -103,6 +103,8 @@ def ancestral_sample(
         argument, size = step["dy"], n_levels
         if step["kind"] == MIXTURE:
             size = argument * (1 + 2 * channels + channels * (channels - 1) // 2)
+        elif step["kind"] == GAUSSIAN:
+            size = 2 * channels
         parameters = at(step["a"], step["a_channel"], size, row, column)[:, :, None, None]
         if step["kind"] == MIXTURE:
             part = slice(0, channels)
@@ -113,6 +115,11 @@ def ancestral_sample(
                 mixtures=argument,
                 temperature=temperature,
             )
+        elif step["kind"] == GAUSSIAN:
+            part = slice(0, channels)
+            mean, log_scale = parameters.chunk(2, 1)
+            noise = uniforms[:, :, row, column, None, None]
+            drawn = mean + temperature * log_scale.clamp(-7, 7).exp() * noise
         else:
             part = slice(argument, argument + 1)
             drawn = categorical_draw(
@@ -124,10 +131,13 @@ def ancestral_sample(
         target = levels[:, part, row, column]
         keep = torch.full_like(target, row < first_row, dtype=torch.bool)
         if known is not None:
-            first = part.start  # a mixture's pixel is known as a whole
+            first = part.start  # the pixel of a mixture or a Gaussian is known as a whole
             keep = keep | known[:, first : first + 1, row, column]
         target.copy_(torch.where(keep, target, drawn[:, :, 0, 0]))
-        maps[image][row, column, :, part] = 2 * target.to(weights.dtype) / (n_levels - 1) - 1
+        seen = target
+        if step["kind"] != GAUSSIAN:
+            seen = 2 * target.to(weights.dtype) / (n_levels - 1) - 1
+        maps[image][row, column, :, part] = seen
 
     for row in range(height if last_row is None else last_row):
         for step in row_steps:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from deepgen_ext.models.autoregressive import naive_sample
 from deepgen_ext.nn import (
     AncestralSampler,
     Categorical,
     ConditionProjection,
+    DiagonalGaussian,
     DiscretizedLogisticMixture,
     Gate,
     MaskedConv2d,
@@ -83,6 +85,38 @@ def test_mixtures_of_logistics(channels):
     ).double()
     levels = both(network, (5, 4), 6, distribution, channels=channels, temperature=0.8)
     assert len(levels.unique()) > 4
+
+
+def test_real_numbers_from_gaussians():
+    """Seen as they are, not as levels; conditions, known pixels and temperature as of levels."""
+    torch.manual_seed(0)
+    distribution = DiagonalGaussian(2)
+    layers = {
+        "first": MaskedConv2d(2, 6, 3, mask_type="A"),
+        "condition": ConditionProjection(3, 6),
+        "last": nn.Conv2d(6, distribution.parameters, 1),
+    }
+
+    def call(net, x, condition):
+        return net.last(torch.tanh(net.first(x) + net.condition(condition)))
+
+    network = Network(call, **layers).double()
+    for parameter in network.parameters():
+        parameter.data.mul_(2.5)
+    noise, condition = torch.randn(4, 2, 5, 7).double(), torch.randn(4, 3, 5, 7).double()
+    levels = torch.randn(4, 2, 5, 7).double()
+    known = (torch.rand(4, 1, 5, 7) < 0.3).expand_as(levels)
+    sampler = AncestralSampler(network, (2, 5, 7), distribution)
+    for options in ({}, {"temperature": 0.3}, {"levels": levels, "known": known}):
+        drawn = sampler(noise, condition, **options)
+        naive = naive_sample(network, distribution, noise, condition=condition, **options)
+        torch.testing.assert_close(drawn, naive, rtol=1e-11, atol=1e-11)
+        assert drawn.std() > 0.2
+    assert torch.equal(drawn[known], levels[known])
+    exact = sampler(noise, condition)
+    single = AncestralSampler(network.float(), (2, 5, 7), distribution)(noise, condition.float())
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), exact, rtol=1e-3, atol=1e-3)
 
 
 CONDITIONS = {

@@ -159,3 +159,23 @@ def test_log_prob_is_the_op():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_gaussian_is_torchs_and_its_scale_is_bounded():
+    distribution = nn.DiagonalGaussian(2)
+    assert distribution.parameters == 4
+    parameters, noise = parameters_of(distribution, 3, 2, 5), torch.randn(3, 2, 2, 5).double()
+    parameters[0, 2:, 0, 0] = torch.tensor([-20.0, 20.0])
+    mean, log_scale = parameters[:, :2], parameters[:, 2:].clamp(-7, 7)
+    drawn = distribution.draw(parameters, noise, temperature=0.5)
+    torch.testing.assert_close(drawn, mean + 0.5 * log_scale.exp() * noise)
+    exact = torch.distributions.Normal(mean, log_scale.exp()).log_prob(drawn).sum((1, 2, 3))
+    torch.testing.assert_close(distribution.log_prob(parameters, drawn), exact)
+    half = distribution.log_prob(parameters.bfloat16(), drawn.bfloat16())
+    assert half.dtype == torch.float32
+    with pytest.raises(ValueError, match="channels: expected 1 or more, got 0"):
+        nn.DiagonalGaussian(0)
+    with pytest.raises(ValueError, match=r"values: expected the shape \(n, 2, H, W\)"):
+        distribution.log_prob(parameters, drawn[:, :1])
+    with pytest.raises(ValueError, match="parameters: expected the shape"):
+        distribution.draw(parameters[:, :3], noise)

@@ -36,16 +36,25 @@ def draw_pixel(network, values, uniforms, temperature):
     return torch.stack(levels, 1).long()
 
 
+def draw_real(network, values, noise, temperature):
+    """All channels of a pixel: values (n, 2 C), standard normal noise (n, C)."""
+    mean, log_scale = values.chunk(2, 1)
+    return mean + temperature * log_scale.clamp(-7, 7).exp() * noise
+
+
 def naive(network, uniforms, given, temperature, levels, known):
     """The whole network for every level of every pixel."""
     n, channels, height, width = uniforms.shape
     drawn = torch.zeros_like(levels)
     for y, x in itertools.product(range(height), range(width)):
-        for c in range(1 if network.draws == "mixture" else channels):
-            image = 2 * drawn.double() / (network.n_levels - 1) - 1
+        for c in range(channels if network.draws == "categorical" else 1):
+            image = drawn
+            if network.draws != "gaussian":
+                image = 2 * drawn.double() / (network.n_levels - 1) - 1
             values = network(image, *given)[:, :, y, x]
-            if network.draws == "mixture":
-                here = draw_pixel(network, values, uniforms[:, :, y, x], temperature)
+            if network.draws != "categorical":
+                draw = draw_real if network.draws == "gaussian" else draw_pixel
+                here = draw(network, values, uniforms[:, :, y, x], temperature)
                 fixed = known[:, :1, y, x]
                 drawn[:, :, y, x] = torch.where(fixed, levels[:, :, y, x], here)
             else:
@@ -65,10 +74,14 @@ class Case:
         self.network = NETWORKS[name](**options)
         self.shape = (n, self.network.channels, height, width)
         self.temperature = temperature
+        self.is_real = self.network.draws == "gaussian"
         self.uniforms = torch.rand(self.shape, dtype=F64)
         self.levels = torch.randint(self.network.n_levels, self.shape)
+        if self.is_real:
+            self.uniforms, self.levels = torch.randn(2, *self.shape, dtype=F64)
         self.known = torch.rand(self.shape) < (0.3 if some_known else 0)
-        self.known &= self.known[:, :1] | (self.network.draws != "mixture")
+        if self.network.draws != "categorical":
+            self.known = self.known[:, :1].expand(self.shape)
         self.conditions, given = [], []
         if "map" in self.network.conditions:
             given.append(torch.randn(n, 12, height, width, dtype=F64))
@@ -89,9 +102,10 @@ class Case:
             program = with_spare_nodes(program, spare)
         uniforms = self.uniforms[samples].to(device, dtype).contiguous()
         known = self.known[samples].to(device).contiguous() if self.known.any() else None
-        levels = torch.zeros_like(uniforms, dtype=torch.int64)
+        kind = dtype if self.is_real else torch.int64
+        levels = torch.zeros_like(uniforms, dtype=kind)
         if known is not None:
-            levels = self.levels[samples].to(device, copy=True).contiguous()
+            levels = self.levels[samples].to(device, kind, copy=True).contiguous()
         conditions = [
             (c[:, :, samples] if c.ndim == 4 else c[samples]).to(device, dtype).contiguous()
             for c in self.conditions
@@ -118,6 +132,12 @@ class Case:
             last = first + 1 if by_row else height
             ops.ancestral_sample(*{**given, "first_row": first, "last_row": last}.values())
         return given["levels"].cpu()
+
+    def agrees(self, drawn, tolerance=1e-12):
+        """Where, (n, C, H, W), these are the levels, or nearly the numbers, that plain torch draws."""
+        if not self.is_real:
+            return drawn == self.expected
+        return (drawn - self.expected).abs() <= tolerance * (1 + self.expected.abs())
 
 
 def with_spare_nodes(program, count):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 CACHED, MAP, VECTOR = range(3)
 (LINEAR, COPY, RELU, ELU, NEGATIVE_ELU, TANH, SIGMOID, AFFINE, ADD, SUBTRACT, MULTIPLY, GATE) = range(12)  # fmt: skip
-SIGMOID_GATE, CATEGORICAL, MIXTURE = 12, 13, 14
+SIGMOID_GATE, CATEGORICAL, MIXTURE, GAUSSIAN = 12, 13, 14, 15
 SAME, FINER, COARSER = range(3)
 F64 = torch.float64
 
@@ -278,4 +278,39 @@ class Pyramid:
         return [torch.ones(n, 1, dtype=F64)]
 
 
-NETWORKS = {"plain": Plain, "gated": Gated, "pyramid": Pyramid}
+class RealNumbers:
+    """A 3x3 "A", the sum with a map, tanh, 1x1: means and log scales of three real channels.
+
+    Some log scales lie beyond the largest that counts.
+    """
+
+    channels, n_levels, draws = 3, 2, "gaussian"
+    conditions = ("map",)
+
+    def __init__(self):
+        first, self.bias, self.last, self.last_bias = parameters(
+            (12, 3, 3, 3), (12,), (6, 12), (6,)
+        )
+        self.first = causal_mask(first, "A")
+        self.last_bias = self.last_bias * 0.2
+        self.last_bias[3] = -9
+
+    def __call__(self, x, given):
+        h = (F.conv2d(x, self.first, self.bias, padding=1) + given).tanh()
+        return F.conv2d(h, self.last[:, :, None, None], self.last_bias)
+
+    def program(self, width, dtype):
+        w = Writer(width, dtype)
+        image = w.node(3, rows=2, pad=1)
+        above, h, out = w.node(12), w.node(12), w.node(6)
+        given = w.node(12, place=MAP, condition=0)
+        w.conv(image, h, self.first[:, :, :2], self.bias, row_sum=above)
+        w.step(ADD, h, 12, a=h, b=given)
+        w.step(TANH, h, 12, a=h)
+        centre = [(0, 0, -1, self.last)]
+        w.step(LINEAR, out, 6, constants=self.last_bias, terms=[(h, 0, SAME, centre)])
+        w.step(GAUSSIAN, image, 3, a=out)
+        return w.finish(image)
+
+
+NETWORKS = {"plain": Plain, "gated": Gated, "pyramid": Pyramid, "real": RealNumbers}

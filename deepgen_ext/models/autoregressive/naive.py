@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 
 
-def embed(levels: Tensor, n_levels: int, dtype: torch.dtype) -> Tensor:
-    """What a network sees of levels: x = 2 levels / (n_levels - 1) - 1, in [-1, 1]."""
+def embed(levels: Tensor, n_levels: int | None, dtype: torch.dtype) -> Tensor:
+    """What a network sees of levels: x = 2 levels / (n_levels - 1) - 1, in [-1, 1]. None: `levels`
+    are real numbers, which it sees as they are.
+    """
+    if n_levels is None:
+        return levels.to(dtype)
     return 2 * levels.to(dtype) / (n_levels - 1) - 1
 
 
@@ -39,7 +43,8 @@ def naive_sample(
     Args:
         network: called with x (n, C, H, W) and the condition, returns the distribution's parameters
             (n, P, H, W); those at a pixel depend on pixels before it alone.
-        distribution: `nn.Categorical` or `nn.DiscretizedLogisticMixture`.
+        distribution: `nn.Categorical` or `nn.DiscretizedLogisticMixture`; or `nn.DiagonalGaussian`,
+            of real numbers in place of levels and standard normal ones in place of uniforms.
         uniforms: (n, C, H, W) in [0, 1), one for each level.
         condition: passed on to the network.
         temperature: of the draw.
@@ -47,11 +52,13 @@ def naive_sample(
         on_row: called with the number of each row that is done.
 
     Returns:
-        levels, int64, (n, C, H, W).
+        levels, int64, (n, C, H, W); real numbers have the network's dtype.
     """
     n, channels, height, width = uniforms.shape
-    drawn, known = starting_point(uniforms, levels, known)
     dtype = next(network.parameters()).dtype
+    drawn, known = starting_point(
+        uniforms, levels, known, dtype if distribution.n_levels is None else torch.int64
+    )
     steps = steps_per_pixel(distribution)
     size = channels // steps
     for i in range(height):
@@ -71,10 +78,13 @@ def naive_sample(
 
 
 def starting_point(
-    uniforms: Tensor, levels: Tensor | None, known: Tensor | None
+    uniforms: Tensor,
+    levels: Tensor | None,
+    known: Tensor | None,
+    dtype: torch.dtype = torch.int64,
 ) -> tuple[Tensor, Tensor]:
-    """Levels, int64, zero where they are not known, in memory of their own; and that mask."""
+    """Levels, zero where they are not known, in memory of their own; and that mask."""
     if levels is None or known is None:
-        zeros = torch.zeros(uniforms.shape, dtype=torch.int64, device=uniforms.device)
+        zeros = torch.zeros(uniforms.shape, dtype=dtype, device=uniforms.device)
         return zeros, zeros.bool()
-    return torch.where(known, levels.long(), 0), known
+    return torch.where(known, levels.to(dtype), 0), known

@@ -210,6 +210,15 @@ class Builder:
             )
         )
 
+    def draw_gaussian(self, parameters: Feature) -> None:
+        """All channels of the image, real numbers, from [means][log scales]."""
+        channels = self.image.channels
+        self._check_parameters(parameters, 2 * channels)
+        step = Step(
+            Kind.GAUSSIAN, self.image.node, 0, channels, parameters.node, parameters.channel
+        )
+        self._draws[0].append(step)
+
     # ------------------------------------------------------------ dependencies
 
     def _place(

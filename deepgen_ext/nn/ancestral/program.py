@@ -37,6 +37,7 @@ class Kind(IntEnum):
     SIGMOID_GATE = 12
     CATEGORICAL = 13
     MIXTURE = 14
+    GAUSSIAN = 15
 
 
 class Ratio(IntEnum):

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deepgen_ext.nn.pixel_distributions import Categorical, DiscretizedLogisticMixture
+from deepgen_ext.nn.pixel_distributions import (
+    Categorical,
+    DiagonalGaussian,
+    DiscretizedLogisticMixture,
+)
 from deepgen_ext.ops import ancestral_sample
 
 from .builder import Builder
@@ -66,7 +70,9 @@ class AncestralSampler:
     Args:
         network: called as network(x) or network(x, condition).
         image_shape: (C, H, W).
-        distribution: `Categorical` or `DiscretizedLogisticMixture`.
+        distribution: `Categorical` or `DiscretizedLogisticMixture`; or `DiagonalGaussian`: then what
+            is called levels below are real numbers of the weights' dtype, seen by the network as
+            they are, and what is called uniforms are standard normal numbers.
 
     Raises:
         TypeError: a layer that cannot be compiled or is not causal, named.
@@ -76,7 +82,7 @@ class AncestralSampler:
         self,
         network: nn.Module,
         image_shape: Sequence[int],
-        distribution: Categorical | DiscretizedLogisticMixture,
+        distribution: Categorical | DiscretizedLogisticMixture | DiagonalGaussian,
     ) -> None:
         self.network = network
         self.image_shape = tuple(image_shape)
@@ -103,7 +109,7 @@ class AncestralSampler:
         Args:
             uniforms: one number a level; the same numbers draw the same image.
             condition: what the network's forward takes, for n samples or for one.
-            temperature: divides logits and scales; 1 samples the model.
+            temperature: divides logits, multiplies scales; 1 samples the model.
             levels, known: where the bool tensor `known` is true, the level is taken from `levels`.
             on_row: called with the number of finished rows after each row.
 
@@ -122,11 +128,12 @@ class AncestralSampler:
         compiled = self._compile(condition is not None, shapes, dtype)
         weights = self._packed(compiled, dtype, device)
         conditions += [torch.ones(n, 1, dtype=dtype, device=device)] * compiled.ones
+        kind = dtype if self.distribution.n_levels is None else torch.int64
         if known is None:
-            drawn = torch.zeros(uniforms.shape, dtype=torch.int64, device=device)
+            drawn = torch.zeros(uniforms.shape, dtype=kind, device=device)
         else:
             known = known.to(device).expand(uniforms.shape).contiguous()
-            drawn = levels.to(device, torch.int64, copy=True).expand(uniforms.shape).contiguous()
+            drawn = levels.to(device, kind, copy=True).expand(uniforms.shape).contiguous()
         caches = torch.zeros(n * compiled.cache_per_sample, dtype=dtype, device=device)
         uniforms = uniforms.to(device, dtype).contiguous()
         step = height if on_row is None else 1
@@ -140,7 +147,7 @@ class AncestralSampler:
                 caches,
                 known=known,
                 tile=tile_of(n, device),
-                n_levels=self.distribution.n_levels,
+                n_levels=self.distribution.n_levels or 2,  # of real numbers it is not read
                 temperature=temperature,
                 first_row=row,
                 last_row=row + step,
@@ -233,6 +240,8 @@ class AncestralSampler:
             parameters = lowering.run(graph, of_image)
             if categorical:
                 builder.draw_categorical(parameters, self.distribution.n_levels)
+            elif isinstance(self.distribution, DiagonalGaussian):
+                builder.draw_gaussian(parameters)
             else:
                 builder.draw_mixture(parameters, self.distribution.mixtures)
             program = builder.finish()
