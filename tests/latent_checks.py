@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deepgen_ext.models.latent.posteriors import log_normal
 from tests.checks import randomize
 
 SHAPE = (1, 2, 2)
@@ -44,7 +43,7 @@ def grid(radius: float = 8.0, cells: int = 161) -> tuple[Tensor, Tensor]:
 def log_joint(model: nn.Module, target: Tensor, z: Tensor) -> Tensor:
     """ln p(x, z), (n, m), of images at the points z (m, 2)."""
     z = z.expand(target.shape[0], -1, 2)
-    return model.log_likelihood_of_latents(target, z) + log_normal(z)
+    return model.log_likelihood_of_latents(target, z) + model.log_prior(z)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from .flow import (
     ResidualFlow,
 )
 from .latent import IWAE, VAE, FlowVAE, LatentModel
+from .latent import IWAE, VAE, VLAE, HierarchicalVAE, LatentModel, PixelVAE, TopDownModel
 
 __all__ = [
     "GAN",
@@ -28,15 +29,19 @@ __all__ = [
     "BiGAN",
     "CycleGAN",
     "FlowVAE",
+    "VLAE",
     "Glow",
+    "HierarchicalVAE",
     "IResNet",
     "LatentModel",
     "NeuralSplineFlow",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelModel",
+    "PixelVAE",
     "PlanarFlow",
     "RadialFlow",
     "RealNVP",
     "ResidualFlow",
+    "TopDownModel",
 ]

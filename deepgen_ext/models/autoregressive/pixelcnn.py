@@ -91,7 +91,7 @@ class PixelCNN(PixelModel):
                 f"channels: expected a multiple of {groups}, the channels of the image that are "
                 f"ordered, got {channels}: try {below or groups} or {below + groups}"
             )
-        kind = _GatedNetwork if gated else _PlainNetwork
+        kind = GatedNetwork if gated else _PlainNetwork
         network = kind(
             colors,
             channels,
@@ -155,7 +155,7 @@ class _PlainNetwork(nn.Module):
         return self.output(F.relu(self.hidden(F.relu(h))))
 
 
-class _GatedNetwork(nn.Module):
+class GatedNetwork(nn.Module):
     def __init__(
         self,
         in_channels: int,

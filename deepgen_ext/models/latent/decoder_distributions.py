@@ -37,6 +37,7 @@ class DecoderDistribution:
     per_channel = 2
     unit = "bits/dim"
     max_levels = 2**16
+    has_mean = True  # of pixels that are independent given the latents
 
     def __init__(self, channels: int, n_levels: int = 256) -> None:
         if channels < 1:

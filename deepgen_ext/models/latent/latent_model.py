@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,25 +12,15 @@ from torch import Tensor, nn
 from ... import objectives
 from .decoder_distributions import DecoderDistribution
 from .importance import RunningLogMeanExp
-
-
-class Terms(NamedTuple):
-    """Both parts of an ELBO, (n,) each, in nats: E_q[ln p(x|z)] and KL(q(z|x) || p(z))."""
-
-    reconstruction: Tensor
-    kl: Tensor
-
-    @property
-    def elbo(self) -> Tensor:
-        return self.reconstruction - self.kl
+from .terms import LevelTerms, Terms
 
 
 class LatentModel(nn.Module):
     """p(x) = int p(z) p(x|z) dz, approached from below by draws of q(z|x).
 
     A model says how an image is encoded, how latents are drawn and weighted, and how they are
-    decoded; what follows from these is here. It must be differentiable in the noise that it is
-    given: k draws for each of n images are (n, k, noise_features) standard normal numbers, `eps`.
+    decoded; what follows from these is here. k draws for each of n images take (n, k,
+    noise_features) standard normal numbers, `eps`.
 
     Args:
         image_shape: (C, H, W).
@@ -50,15 +40,85 @@ class LatentModel(nn.Module):
         self.n_levels = distribution.n_levels
         self.noise_features = noise_features
 
-    # ------------------------------------------------------------ what a model says itself
-
-    def encode(self, target: Tensor) -> Tensor:
+    def encode(self, target: Tensor) -> Any:
         """What the posterior needs to know of `target` (n, C, H, W), one row an image."""
         raise NotImplementedError
 
-    def log_weights(self, h: Tensor, target: Tensor, eps: Tensor) -> Tensor:
-        """ln p(x, z) - ln q(z|x) of each draw, (n, k)."""
+    def log_weights(self, h: Any, target: Tensor, eps: Tensor) -> Tensor:
+        """ln p(x, z) - ln q(z|x) of each draw, (n, k), given h of `encode`."""
         raise NotImplementedError
+
+    def evidence(self, h: Any, target: Tensor, eps: Tensor) -> Terms | LevelTerms:
+        """The parts of the ELBO, means over the k draws, given h of `encode`."""
+        raise NotImplementedError
+
+    def mode(self, h: Any) -> Tensor:
+        """The latents, (n, D), where the posterior's noise is zero, given h of `encode`."""
+        raise NotImplementedError
+
+    def latents_of_noise(self, eps: Tensor) -> Tensor:
+        """Draws of the prior, (n, D), of standard normal numbers (n, noise_features)."""
+        return eps
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The decoder's parameters, (n, P, H, W), of latents (n, D)."""
+        raise NotImplementedError
+
+    def parameters_of_noise(self, eps: Tensor) -> Tensor:
+        """The decoder's parameters, (n, P, H, W), of latents drawn from the prior."""
+        return self.decode(self.latents_of_noise(eps))
+
+    def kl_weight(self, step: int) -> float:
+        """Of the KL in the loss of a training step: below 1 in a model that warms up."""
+        return 1.0
+
+    @property
+    def unit(self) -> str:
+        """Of `loss`: "nats" an image, or "bits/dim"."""
+        return self.distribution.unit
+
+    def in_units(self, nats: Tensor) -> Tensor:
+        """-nats an image, or bits per dimension, as `unit` says: smaller is better."""
+        return -nats if self.unit == "nats" else self._bits(nats)
+
+    def terms(
+        self,
+        levels: Tensor,
+        k: int = 1,
+        *,
+        noise: Tensor | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Terms | LevelTerms:
+        """The parts of the ELBO, (n,) each; arguments as of `elbo`."""
+        target = self.target(levels, noise, generator)
+        eps = self.draw_eps(target.shape[0], k, eps, generator)
+        return self.evidence(self.encode(target), target, eps)
+
+    def elbo(
+        self,
+        levels: Tensor,
+        k: int = 1,
+        *,
+        noise: Tensor | None = None,
+        eps: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The evidence lower bound in nats, (n,): the mean over k draws, the same for every k in
+        expectation (what rises with k is `IWAE.bound`).
+
+        Args:
+            levels: (n, C, H, W), integers in [0, n_levels).
+            k: draws of the latents for each image.
+            noise: uniform, of the shape of levels: of the binarisation or the dequantisation.
+            eps: standard normal, (n, k, noise_features): of the draws of z.
+            generator: of noise and eps where they are None, on the model's device.
+
+        Raises:
+            TypeError, ValueError: levels outside of the decoder's domain or of another shape, k < 1,
+                noise or eps of another shape.
+        """
+        return self.terms(levels, k, noise=noise, eps=eps, generator=generator).elbo
 
     def bound(
         self,
@@ -69,27 +129,11 @@ class LatentModel(nn.Module):
         eps: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """An estimate in nats, (n,), whose expectation is at most ln p(levels)."""
-        raise NotImplementedError
-
-    def latents_of_noise(self, eps: Tensor) -> Tensor:
-        """Draws of the prior, (n, ...), of standard normal numbers (n, noise_features)."""
-        return eps
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The decoder's parameters, (n, P, H, W), of latents."""
-        raise NotImplementedError
-
-    # ------------------------------------------------------------ what follows
-
-    @property
-    def unit(self) -> str:
-        """Of `loss`: "nats" an image, or "bits/dim"."""
-        return self.distribution.unit
-
-    def in_units(self, nats: Tensor) -> Tensor:
-        """-nats an image, or bits per dimension, as `unit` says: smaller is better."""
-        return -nats if self.unit == "nats" else self._bits(nats)
+        """An estimate in nats, (n,), whose expectation is at most ln p(levels): here `elbo`, with the
+        model's own k when None.
+        """
+        k = self.k if k is None else k
+        return self.elbo(levels, k, noise=noise, eps=eps, generator=generator)
 
     def loss(
         self,
@@ -135,17 +179,53 @@ class LatentModel(nn.Module):
         binarisation or dequantisation, one draw for each image.
 
         Raises:
-            ValueError: k < 1, chunk < 1, and what `bound` refuses.
+            ValueError: k < 1, chunk < 1, and what `elbo` refuses.
         """
         _check_positive("k", k)
         _check_positive("chunk", chunk)
         target = self.target(levels, noise, generator)
         images = max(1, chunk // k)  # whole images at a time where they fit, else parts of one
-        parts = [
-            self._log_likelihood(target[start : start + images], k, chunk, generator)
-            for start in range(0, target.shape[0], images)
-        ]
-        return torch.cat(parts) if parts else target.new_zeros(0, dtype=torch.float64)
+        parts = [target.new_zeros(0, dtype=torch.float64)]
+        for first in range(0, target.shape[0], images):
+            some = target[first : first + images]
+            h, running = self.encode(some), RunningLogMeanExp(some.shape[0], some.device)
+            for start in range(0, k, chunk):
+                eps = self.draw_eps(some.shape[0], min(chunk, k - start), None, generator)
+                running.add(self.log_weights(h, some, eps))
+            parts.append(running.value)
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def infer(
+        self,
+        levels: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The latents (n, D) where the posterior's noise is zero: its mean, of a Gaussian."""
+        return self.mode(self.encode(self.target(levels, noise, generator)))
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        levels: Tensor,
+        *,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """What is `shown` of the latents of `infer`, (n, C, H, W)."""
+        z = self.infer(levels, noise=noise, generator=generator)
+        return self.shown(self.decode(z), generator)
+
+    def shown(self, parameters: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The expected image, real in [0, 1], of the decoder's parameters; a draw of it where the
+        decoder is autoregressive and has no expectation in closed form.
+        """
+        if self.distribution.has_mean:
+            return self.distribution.mean(parameters)
+        drawn = self.distribution.draw(parameters, generator)
+        return drawn.to(parameters.dtype) / (self.n_levels - 1)
 
     @torch.no_grad()
     def sample(
@@ -163,17 +243,19 @@ class LatentModel(nn.Module):
         [0, 1], is what papers show.
 
         Raises:
-            ValueError: n < 0 or temperature < 0.
+            ValueError: n < 0, temperature < 0, mean=True of an autoregressive decoder.
         """
         if n < 0:
             raise ValueError(f"n: expected 0 or more, got {n}")
         if not temperature >= 0:
             raise ValueError(f"temperature: expected 0 or more, got {temperature}")
+        if mean and not self.distribution.has_mean:
+            raise ValueError("mean: an autoregressive decoder draws pixels, it has no mean of them")
         like = next(self.parameters())
         eps = torch.randn(
             (n, self.noise_features), generator=generator, device=like.device, dtype=like.dtype
         )
-        parameters = self.decode(self.latents_of_noise(eps * temperature))
+        parameters = self.parameters_of_noise(eps * temperature)
         if mean:
             return self.distribution.mean(parameters)
         return self.distribution.draw(parameters, generator)
@@ -216,17 +298,6 @@ class LatentModel(nn.Module):
 
     def _bits(self, nats: Tensor) -> Tensor:
         return objectives.bits_per_dim(nats, self.dims, self.distribution.counted_levels)
-
-    def _log_likelihood(
-        self, target: Tensor, k: int, chunk: int, generator: torch.Generator | None
-    ) -> Tensor:
-        n = target.shape[0]
-        h = self.encode(target)
-        running = RunningLogMeanExp(n, target.device)
-        for start in range(0, k, chunk):
-            eps = self.draw_eps(n, min(chunk, k - start), None, generator)
-            running.add(self.log_weights(h, target, eps))
-        return running.value
 
 
 def _check_positive(name: str, value: int) -> None:

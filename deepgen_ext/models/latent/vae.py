@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .decoder_distributions import DecoderDistribution, decoder_distribution
-from .latent_model import LatentModel, Terms
+from .latent_model import LatentModel
 from .networks import make_networks
-from .posteriors import log_normal, make_posterior
+from .posteriors import Draws, log_normal, make_posterior
+from .terms import Terms
 
 
 class VAE(LatentModel):
@@ -88,86 +89,24 @@ class VAE(LatentModel):
 
     def log_weights(self, h: Tensor, target: Tensor, eps: Tensor) -> Tensor:
         draws = self.posterior.draw(h, eps)
-        return self.log_likelihood_of_latents(target, draws.z) + log_normal(draws.z) - draws.log_q
+        log_joint = self.log_likelihood_of_latents(target, draws.z) + self.log_prior(draws.z)
+        return log_joint - draws.log_q
 
-    def terms(
-        self,
-        levels: Tensor,
-        k: int = 1,
-        *,
-        noise: Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Terms:
-        """Both parts of the ELBO, means over k draws, (n,) each; arguments as of `elbo`."""
-        target = self.target(levels, noise, generator)
-        eps = self.draw_eps(target.shape[0], k, eps, generator)
-        h = self.encode(target)
+    def evidence(self, h: Tensor, target: Tensor, eps: Tensor) -> Terms:
         draws = self.posterior.draw(h, eps)
         reconstruction = self.log_likelihood_of_latents(target, draws.z).mean(1)
-        return Terms(reconstruction, self.posterior.kl(h, draws))
+        return Terms(reconstruction, self.kl(h, draws))
 
-    def elbo(
-        self,
-        levels: Tensor,
-        k: int = 1,
-        *,
-        noise: Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The evidence lower bound in nats, (n,): the mean over k draws, the same for every k in
-        expectation (what rises with k is `IWAE.bound`).
+    def mode(self, h: Tensor) -> Tensor:
+        return self.posterior.mode(h)
 
-        Args:
-            levels: (n, C, H, W), integers in [0, n_levels).
-            k: draws of z for each image.
-            noise: uniform, of the shape of levels: of the binarisation or the dequantisation. None:
-                drawn from `generator`.
-            eps: standard normal, (n, k, D): of the draws of z. None: drawn from `generator`.
-            generator: on the model's device.
+    def log_prior(self, z: Tensor) -> Tensor:
+        """ln p(z), (n, k), of z (n, k, D)."""
+        return log_normal(z)
 
-        Raises:
-            TypeError, ValueError: levels outside of the decoder's domain or of another shape, k < 1,
-                noise or eps of another shape.
-        """
-        return self.terms(levels, k, noise=noise, eps=eps, generator=generator).elbo
-
-    def bound(
-        self,
-        levels: Tensor,
-        k: int | None = None,
-        *,
-        noise: Tensor | None = None,
-        eps: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """`elbo`; k is 1 when None."""
-        k = self.k if k is None else k
-        return self.elbo(levels, k, noise=noise, eps=eps, generator=generator)
-
-    @torch.no_grad()
-    def infer(
-        self,
-        levels: Tensor,
-        *,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The latents (n, D) where the posterior's noise is zero: its mean, of a Gaussian."""
-        return self.posterior.mode(self.encode(self.target(levels, noise, generator)))
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        levels: Tensor,
-        *,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The expected image, real in [0, 1], (n, C, H, W), given the latents of `infer`."""
-        z = self.infer(levels, noise=noise, generator=generator)
-        return self.distribution.mean(self.decode(z))
+    def kl(self, h: Tensor, draws: Draws) -> Tensor:
+        """KL(q(z|x) || p(z)), (n,): in closed form as far as there is one."""
+        return self.posterior.kl(h, draws)
 
     @torch.no_grad()
     def initialize(self, batch: Tensor, *, noise: Tensor | None = None) -> None:
