@@ -37,8 +37,8 @@ struct Node {
 // categorical   draws the level of the image's channel `image_channel` from logits a, writes it to
 // dst
 // mixture       draws all channels of the image from the logistic mixture a of `mixtures`
-// gaussian      draws all channels of the image, real numbers, from [means][log scales] a. A program
-// draws levels or real numbers, never both
+// gaussian      draws all channels of the image, real numbers, from [means][log scales] a. A
+// program draws levels or real numbers, never both
 enum class Kind : int32_t {
   linear,
   copy,

@@ -240,8 +240,9 @@ __device__ int64_t draw_category_by_warp(const T* logits, int n_levels, T temper
   return level;
 }
 
-// Draws at (y, x), a warp a sample (of a Gaussian a lane a channel), and shows the network what was drawn. The parameters of sample
-// s are at parameters + s * sample_stride; `mirror`, if any, is the image's current pixel.
+// Draws at (y, x), a warp a sample (of a Gaussian a lane a channel), and shows the network what was
+// drawn. The parameters of sample s are at parameters + s * sample_stride; `mirror`, if any, is the
+// image's current pixel.
 template <class T>
 __device__ DEEPGEN_NOINLINE void draw(Tile<T> tile, const Step& step, int y, int x,
                                       const T* parameters, int sample_stride, T* mirror,
@@ -264,9 +265,9 @@ __device__ DEEPGEN_NOINLINE void draw(Tile<T> tile, const Step& step, int y, int
     if (kind == Kind::gaussian) {
       T* const values = static_cast<T*>(p.values) + at;
       for (int c = lane; c < p.channels; c += 32) {
-        const T value = known ? values[c * area]
-                              : gaussian_draw(from[c], from[p.channels + c], temperature,
-                                              uniforms[c * area]);
+        const T value =
+            known ? values[c * area]
+                  : gaussian_draw(from[c], from[p.channels + c], temperature, uniforms[c * area]);
         values[c * area] = value;
         pixel[c] = value;
         if (mirror) mirror[s * image.sample_stride + c] = value;

@@ -64,3 +64,31 @@ def posteriors(
 
     draw_posteriors(runs, n=n, seed=seed, out=out, device=device_of(accelerator))
     print(out)
+
+
+@app.command(no_args_is_help=True)
+def resample(
+    run: RunFolder,
+    n: Annotated[int, typer.Option("--n", min=1, help="Rows: images to begin with.")] = 8,
+    redraws: Annotated[int, typer.Option(min=1, help="Of each of them.")] = 8,
+    test: Annotated[
+        bool, typer.Option("--test", help="Begin with test images, not with samples.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[
+        Path, typer.Option(help="A .png; each picture adds what it draws anew to the name.")
+    ] = Path("resampled.png"),
+    accelerator: Accelerator = None,
+) -> None:
+    """Draw images anew, level by level, of a PixelVAE or a hierarchical VAE.
+
+    The first picture keeps all latents of an image and draws the pixels; each
+    further one draws the next finer grid of latents too, up to all but the top.
+    """
+    check_suffix(out, (".png",))
+    from deepgen_ext.recipes.resampling import resample_run
+
+    for path in resample_run(
+        run, n=n, redraws=redraws, test=test, seed=seed, out=out, device=device_of(accelerator)
+    ):
+        print(path)

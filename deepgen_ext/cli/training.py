@@ -21,8 +21,8 @@ def train(
         typer.Argument(
             metavar="MODEL",
             help="Name of a model: realnvp, glow, maf, iaf, nsf, iresnet, residual-flow, planar, "
-            "radial, pixelcnn, pixelcnn++, vae, iwae, v-ade, av-ade, gan, wgan, wgan-gp, sn-gan, "
-            "bigan, cyclegan; an unknown name lists all.",
+            "radial, pixelcnn, pixelcnn++, vae, iwae, hierarchical-vae, pixelvae, vlae, v-ade, av-ade, "
+            "gan, wgan, wgan-gp, sn-gan, bigan, cyclegan; an unknown name lists all.",
             show_default=False,
         ),
     ],

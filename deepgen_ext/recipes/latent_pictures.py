@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deepgen_ext.models import VAE
-from deepgen_ext.models.latent.posteriors import log_normal
+from deepgen_ext.models import VAE, VLAE, LatentModel, PixelVAE, TopDownModel
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, require
 from deepgen_ext.recipes.batches import generator_for
@@ -38,24 +37,42 @@ def draw_latents(
     """A grid of expected images: see ``deepgen latents --help``."""
     if kind not in KINDS:
         raise RecipeError(f"--kind must be one of {', '.join(KINDS)}; got '{kind}'")
-    model, _, data = _load(run, device)
+    model, settings, data = _load(run, device)
+    if kind == "traversal" and not _has_normal_code(model):
+        raise RecipeError(
+            f"--kind traversal goes over the quantiles of N(0, I), and the prior of {settings.model} "
+            f"is autoregressive: try --kind interpolations"
+        )
     images = data.test[:1024]
     noise = _noise(images, seed).to(device)
     latents = model.infer(images.to(device), noise=noise)
     if kind == "traversal":
-        rows = _traversal(latents, n, dims)
+        code = latents[:, : model.latent_features]
+        rows = _traversal(code, n, dims)
+        if isinstance(model, TopDownModel):  # what is below follows, without noise
+            rest = model.noise_features - model.latent_features
+            grid = torch.nn.functional.pad(rows.flatten(0, 1), (0, rest))
+            rows = model.redrawn(grid, torch.zeros_like(grid), 1).unflatten(0, (n, n))
     elif kind == "interpolations":
         rows = _interpolations(latents, n, lines=8)
     else:
         rows = latents[:n].unsqueeze(0)
-    means = model.distribution.mean(model.decode(rows.flatten(0, 1)))
-    levels = quantize(means, model.n_levels).cpu().unflatten(0, rows.shape[:2])
+    generator = torch.Generator(device).manual_seed(generator_for(seed, "pixels").initial_seed())
+    shown = model.shown(model.decode(rows.flatten(0, 1)), generator)
+    levels = quantize(shown, model.n_levels).cpu().unflatten(0, rows.shape[:2])
     if kind == "interpolations":
         pairs = images[: 2 * len(rows)].unflatten(0, (-1, 2)).to(levels.dtype)
         levels = torch.cat((pairs[:, :1], levels, pairs[:, 1:]), 1)
     elif kind == "reconstructions":
         levels = torch.cat((images[:n].unsqueeze(0).to(levels.dtype), levels))
     save_grid(levels.flatten(0, 1), model.n_levels, out, columns=levels.shape[1])
+
+
+def _has_normal_code(model: LatentModel) -> bool:
+    """Whether the first latents of the model, `latent_features` of them, are N(0, I) in its prior."""
+    if isinstance(model, TopDownModel):
+        return isinstance(model, PixelVAE)
+    return isinstance(model, VAE) and not isinstance(model, VLAE)
 
 
 def _traversal(latents: Tensor, n: int, dims: tuple[int, int] | None) -> Tensor:
@@ -87,7 +104,7 @@ def true_posterior(model: VAE, target: Tensor, z: Tensor, *, chunk: int = 1000) 
     as if it held all of the posterior.
     """
     points = z.unsqueeze(0)
-    log_prior = log_normal(points)
+    log_prior = model.log_prior(points)
     rows = []
     for image in target.split(1):
         parts = [model.log_likelihood_of_latents(image, part) for part in points.split(chunk, 1)]
@@ -106,7 +123,9 @@ def draw_posteriors(
     require("matplotlib", "drawing posteriors").use("Agg")
     pyplot = require("matplotlib.pyplot", "drawing posteriors")
     loaded = [_load(run, device) for run in runs]
-    for run, (model, _, _) in zip(runs, loaded, strict=True):
+    for run, (model, settings, _) in zip(runs, loaded, strict=True):
+        if not isinstance(model, VAE):
+            raise RecipeError(f"posteriors are drawn of one code of an image, not {settings.model}")
         if model.latent_features != 2:
             raise RecipeError(
                 f"{run} has {model.latent_features} latents, and a map has 2: train it with "
@@ -182,8 +201,8 @@ def _noise(images: Tensor, seed: int) -> Tensor:
     return torch.rand(images.shape, generator=generator_for(seed, "picture"))
 
 
-def _load(run: Path, device: str) -> tuple[VAE, Settings, Dataset]:
+def _load(run: Path, device: str) -> tuple[LatentModel, Settings, Dataset]:
     model, settings, _, _, _ = load_model(run, device)
-    if not isinstance(model, VAE):
+    if not isinstance(model, LatentModel):
         raise RecipeError(f"only a model with an encoder has such pictures, not {settings.model}")
     return model, settings, load(settings.data, size=settings.size)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deepgen_ext.models import LatentModel, PixelModel, ResidualFlow
+from deepgen_ext.models import LatentModel, PixelModel, ResidualFlow, TopDownModel
 from deepgen_ext.objectives import dequantize
 from deepgen_ext.recipes.batches import generator_for
 
-__all__ = ["Evaluation", "evaluate", "importance_estimate", "reconstruct"]
+__all__ = ["Evaluation", "evaluate", "importance_estimate", "kl_by_level", "reconstruct"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,22 @@ def _estimate(
 
 
 @torch.no_grad()
+def kl_by_level(
+    model: TopDownModel, samples: Tensor, *, seed: int = 0, batch_size: int = 256
+) -> list[float]:
+    """Nats an image of each level of latents, the top one first, of the bound that `evaluate` gives."""
+    device, dtype = _place(model)
+    parts = []
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size].to(device)
+        noise = torch.rand(batch.shape, generator=generator_for(seed, "evaluate", start))
+        generator = _generator(device, seed, "latents", start)
+        terms = model.terms(batch, noise=noise.to(device, dtype), generator=generator)
+        parts.append(torch.stack(terms.kl_by_level, 1))
+    return torch.cat(parts).double().mean(0).tolist()
+
+
+@torch.no_grad()
 def importance_estimate(
     model: LatentModel,
     samples: Tensor,
@@ -165,7 +181,7 @@ def _evaluation(score: Tensor, unit: str, words: str, log_det: str = "") -> Eval
 def _pixels_in_words(model: LatentModel) -> str:
     """What was made of the levels before they were scored."""
     name, last = model.distribution.name, model.n_levels - 1
-    if name == "bernoulli" and last > 1:
+    if name.startswith("bernoulli") and last > 1:
         return f"none; each pixel binarised, on with probability level / {last}, one draw a sample"
     if name == "gaussian":
         return f"uniform, x = (level + u) / {model.n_levels}, one draw of u a sample"

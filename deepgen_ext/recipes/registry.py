@@ -30,12 +30,13 @@ def likelihood_step(model: Any, batch: Tensor, noise: Tensor | None) -> Tensor:
     return model.loss(batch, noise=noise)
 
 
-def latent_step(model: Any, batch: Tensor, noise: tuple[Tensor, Tensor]) -> Tensor:
+def latent_step(model: Any, batch: Tensor, noise: tuple[Tensor, Tensor, float]) -> Tensor:
     """The loss of one batch of a latent-variable model, in its own unit; the noise is that of the
-    pixels and that of the latents.
+    pixels, that of the latents, and the weight of the KL, 1 but in a model that warms up.
     """
-    pixels, latents = noise
-    return model.loss(batch, noise=pixels, eps=latents)
+    pixels, latents, kl_weight = noise
+    options = {} if kl_weight == 1 else {"kl_weight": kl_weight}
+    return model.loss(batch, noise=pixels, eps=latents, **options)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Recipe:
         of_data: defaults of the model's options where it is fitted to data, and not to an energy.
         adversarial: trained by the alternating loop of `recipes.adversarial`.
         step: the loss of one batch, given the model, the batch and its dequantisation noise (for a
-        latent-variable model a pair: this, and the noise of its latents).
+        latent-variable model: this, the noise of its latents, and the weight of the KL).
     """
 
     model: Callable[..., nn.Module]
@@ -142,6 +143,24 @@ RECIPES: dict[str, Recipe] = {
     "iwae": Recipe(
         models.IWAE,
         "IWAE (Burda et al. 2016): a VAE trained on k weighted draws; --set k=50, gradient=dreg",
+        images_only=True,
+        step=latent_step,
+    ),
+    "hierarchical-vae": Recipe(
+        models.HierarchicalVAE,
+        "Hierarchical VAE: top-down, autoregressive priors over grids; --set latent_channels=(8,4)",
+        images_only=True,
+        step=latent_step,
+    ),
+    "pixelvae": Recipe(
+        models.PixelVAE,
+        "PixelVAE (Gulrajani et al. 2017): a vector, a grid, and a PixelCNN that draws the pixels",
+        images_only=True,
+        step=latent_step,
+    ),
+    "vlae": Recipe(
+        models.VLAE,
+        "VLAE (Chen et al. 2017): a PixelCNN of a small window, a flow as prior of its code",
         images_only=True,
         step=latent_step,
     ),

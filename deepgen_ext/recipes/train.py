@@ -96,7 +96,8 @@ def train(
         while step < settings.max_steps:
             batch, noise = _batch(settings, data, step, mine, fabric.device)
             if isinstance(net, LatentModel):
-                noise = noise, _latent_noise(settings, net, step, mine, fabric.device)
+                latents = _latent_noise(settings, net, step, mine, fabric.device)
+                noise = noise, latents, net.kl_weight(step)
             warmth = min(1.0, (step + 1) / max(1, settings.warmup_steps))
             learning_rate = settings.learning_rate * warmth
             for group in adam.param_groups:
@@ -221,7 +222,8 @@ def _draw(net: Any, data: Dataset, path: Path, seed: int) -> None:
         save_density(net, net.sample(4000, generator=generator), path, target=target)
     else:
         # of latents the expected pixels: their noise would hide what was learned
-        options = {"mean": True} if isinstance(net, LatentModel) else {}
+        shows_mean = isinstance(net, LatentModel) and net.distribution.has_mean
+        options = {"mean": True} if shows_mean else {}
         samples = net.sample(64, generator=generator, **options)
         if samples.is_floating_point():
             samples = quantize(samples, data.n_levels)

@@ -15,12 +15,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
-from deepgen_ext.models import IWAE, AdversarialModel, CycleGAN, LatentModel, PixelModel
+from deepgen_ext.models import (
+    IWAE,
+    AdversarialModel,
+    CycleGAN,
+    LatentModel,
+    PixelModel,
+    TopDownModel,
+)
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, data
 from deepgen_ext.recipes.adversarial_pictures import save_points
 from deepgen_ext.recipes.energies import ENERGIES, divergences, log_density
-from deepgen_ext.recipes.metrics import Evaluation, evaluate, importance_estimate, reconstruct
+from deepgen_ext.recipes.metrics import (
+    Evaluation,
+    evaluate,
+    importance_estimate,
+    kl_by_level,
+    reconstruct,
+)
 from deepgen_ext.recipes.pictures import save_density, save_grid, save_reconstruction
 from deepgen_ext.recipes.progress import Rows
 from deepgen_ext.recipes.run import load_model
@@ -93,6 +106,8 @@ def sample_run(
     if mean:
         if not isinstance(model, LatentModel):
             raise RecipeError(f"--mean is of models with a decoder of pixels, not {settings.model}")
+        if not model.distribution.has_mean:
+            raise RecipeError(f"--mean: {settings.model} draws its pixels one after the other")
         options["mean"] = True
     samples = draw(
         model,
@@ -168,7 +183,8 @@ def evaluate_run(
         if picture is not None:
             raise RecipeError(f"--picture shows reconstructions, and {settings.model} has none")
     elif isinstance(model, LatentModel):
-        reconstruction = "the decoder's mean, see --picture"
+        what = "mean" if model.distribution.has_mean else "draw"
+        reconstruction = f"the decoder's {what}, see --picture"
         if picture is not None:
             some = samples[:10]
             rebuilt = quantize(model.reconstruct(some.to(device)), n_levels)
@@ -193,6 +209,8 @@ def evaluate_run(
         "data", f"{dataset.name}, {split} split, {result.n} samples of {'x'.join(map(str, shape))}"
     )
     table.add_row(result.unit, _in_words(result) + _bound_in_words(model))
+    if isinstance(model, TopDownModel):
+        table.add_row("KL by level", _levels_in_words(model, samples, seed))
     if dataset.energy is not None:
         forward, reverse = divergences(model, dataset.energy, samples)
         table.add_row(
@@ -226,6 +244,15 @@ def _bound_in_words(model: torch.nn.Module) -> str:
         f"F_{model.k}, the bound of {model.k} weighted draws" if isinstance(model, IWAE) else "ELBO"
     )
     return f": -{name}, in expectation an upper bound of -ln p(x)"
+
+
+def _levels_in_words(model: TopDownModel, samples: Tensor, seed: int) -> str:
+    nats = kl_by_level(model, samples, seed=seed)
+    parts = [
+        f"{value:.3f} of {channels} x {height}x{width}"
+        for value, (channels, height, width) in zip(nats, model.grids, strict=True)
+    ]
+    return ", ".join(parts) + " (nats an image, the top one first)"
 
 
 def _estimate(

@@ -87,7 +87,7 @@ def test_processes_share_the_noise_of_the_latents(tiny: Callable[..., Settings])
     assert torch.equal(torch.cat(parts), whole)
     assert not torch.equal(_latent_noise(settings, net, 4, slice(None), cpu), whole)
     levels, pixels = images(6)
-    loss = registry.latent_step(net, levels, (pixels, whole))
+    loss = registry.latent_step(net, levels, (pixels, whole, 1.0))
     assert torch.equal(loss, net.loss(levels, noise=pixels, eps=whole))
 
 
