@@ -61,6 +61,7 @@ def all_entries() -> list[Entry]:
         "autoregressive_flows",
         "residual_flows",
         "latent",
+        "latent_grids",
         "spectral_networks",
         "adversarial",
     )
