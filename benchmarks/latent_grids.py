@@ -85,6 +85,7 @@ def _pixelvae(setting: Setting) -> Case:
         expected,
         [],
         [Rival("the bare PixelCNN", lambda: [bare.sample(n, uniforms=uniforms)])],
+        tolerance=1e-2,  # rounding moves a level on the edge of its interval to the next
         notes=(f"gated, {len(network.blocks)} blocks; both sampled incrementally.",),
     )
 
