@@ -19,8 +19,13 @@ ScaleMap scale_map_of(std::string_view name) {
   if (name == "tanh") return ScaleMap::tanh;
   if (name == "sigmoid") return ScaleMap::sigmoid;
   if (name == "atan") return ScaleMap::atan;
-  TORCH_CHECK_VALUE(false, "scale_map must be one of 'exp', 'tanh', 'sigmoid', 'atan', got '", name,
-                    "'");
+  if (name == "softclip") return ScaleMap::softclip;
+  if (name == "softplus") return ScaleMap::softplus;
+  if (name == "floored_sigmoid") return ScaleMap::floored_sigmoid;
+  TORCH_CHECK_VALUE(false,
+                    "scale_map must be one of 'exp', 'tanh', 'sigmoid', 'atan', 'softclip', "
+                    "'softplus', 'floored_sigmoid', got '",
+                    name, "'");
 }
 
 void check_clamp(double clamp) {

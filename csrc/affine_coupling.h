@@ -12,12 +12,15 @@
 
 namespace deepgen {
 
-enum class ScaleMap : int { exp, tanh, sigmoid, atan };
+enum class ScaleMap : int { exp, tanh, sigmoid, atan, softclip, softplus, floored_sigmoid };
+
+// The least scale of the last two maps.
+constexpr double scale_floor = 1e-3;
 
 struct AffineCoupling {
   Storage storage;
   ScaleMap scale_map;
-  double clamp;  // of the atan map
+  double clamp;  // of the atan and softclip maps
   bool inverse;
   Extent extent;
 
@@ -73,6 +76,17 @@ DEEPGEN_HD T sigmoid_decay(T raw) {
   return decay_of(raw + T(2));
 }
 
+// s of the two maps that are given by it, softplus(raw) + floor and sigmoid(raw + 2) + floor.
+template <ScaleMap M, class T>
+DEEPGEN_HD T floored_scale_of(T raw) {
+  if constexpr (M == ScaleMap::softplus) {
+    return (raw < T(0) ? T(0) : raw) + log1p_of_unit(decay_of(raw)) + T(scale_floor);
+  } else {
+    const T e = sigmoid_decay(raw);
+    return (raw + T(2) < T(0) ? e : T(1)) / (T(1) + e) + T(scale_floor);
+  }
+}
+
 // log s.
 template <ScaleMap M, class T>
 DEEPGEN_HD T log_scale_of(T raw, T clamp) {
@@ -83,6 +97,10 @@ DEEPGEN_HD T log_scale_of(T raw, T clamp) {
   } else if constexpr (M == ScaleMap::sigmoid) {
     const T v = raw + T(2);
     return (v < T(0) ? v : T(0)) - log1p_of_unit(sigmoid_decay(raw));
+  } else if constexpr (M == ScaleMap::softclip) {
+    return clamp * (raw / (clamp + magnitude_of(raw)));
+  } else if constexpr (M == ScaleMap::softplus || M == ScaleMap::floored_sigmoid) {
+    return log_of(floored_scale_of<M>(raw));
   } else {
     return clamp * T(0.63661977236758134308) * atan_of(raw, clamp);
   }
@@ -97,6 +115,9 @@ DEEPGEN_HD T factor_of(T raw, T log_scale, bool inverse) {
     return inverse ? (T(1) + e) / positive : positive / (T(1) + e);
   } else if constexpr (M == ScaleMap::tanh) {
     return exp_of_unit(inverse ? -log_scale : log_scale);
+  } else if constexpr (M == ScaleMap::softplus || M == ScaleMap::floored_sigmoid) {
+    const T s = floored_scale_of<M>(raw);
+    return inverse ? T(1) / s : s;
   } else {
     return exp_of(inverse ? -log_scale : log_scale);
   }
@@ -113,6 +134,15 @@ DEEPGEN_HD T slope_of(T raw, T log_scale, T clamp) {
     // 1 - s without cancellation.
     const T e = sigmoid_decay(raw);
     return (raw + T(2) < T(0) ? T(1) : e) / (T(1) + e);
+  } else if constexpr (M == ScaleMap::softclip) {
+    const T part = clamp / (clamp + magnitude_of(raw));
+    return part * part;
+  } else if constexpr (M == ScaleMap::softplus) {
+    const T e = decay_of(raw);
+    return (raw < T(0) ? e : T(1)) / ((T(1) + e) * floored_scale_of<M>(raw));
+  } else if constexpr (M == ScaleMap::floored_sigmoid) {
+    const T e = sigmoid_decay(raw);
+    return e / ((T(1) + e) * (T(1) + e) * floored_scale_of<M>(raw));
   } else {
     const T ratio = raw / clamp;
     return T(0.63661977236758134308) / (T(1) + ratio * ratio);

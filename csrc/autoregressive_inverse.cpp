@@ -48,9 +48,11 @@ struct Network {
 
 void set_options(MaskedNetwork& net, DEEPGEN_OPTIONS) {
   // In the order of the enumerations.
-  net.element = static_cast<ElementMap>(chosen("element", element, {"affine", "spline"}));
-  net.scale_map =
-      static_cast<ScaleMap>(chosen("scale_map", scale_map, {"exp", "tanh", "sigmoid", "atan"}));
+  net.element =
+      static_cast<ElementMap>(chosen("element", element, {"affine", "spline", "softclip_spline"}));
+  net.scale_map = static_cast<ScaleMap>(
+      chosen("scale_map", scale_map,
+             {"exp", "tanh", "sigmoid", "atan", "softclip", "softplus", "floored_sigmoid"}));
   net.activation =
       static_cast<Activation>(chosen("activation", activation, {"relu", "elu", "tanh"}));
   net.residual = residual;
@@ -59,7 +61,7 @@ void set_options(MaskedNetwork& net, DEEPGEN_OPTIONS) {
   net.clamp = clamp;
   net.bins = 0;
   net.parameters = 2;
-  if (net.element == ElementMap::spline) {
+  if (net.element != ElementMap::affine) {
     TORCH_CHECK_VALUE(n_bins >= 1 && n_bins <= most_spline_bins, "n_bins must lie in 1 ... ",
                       most_spline_bins, ", got ", n_bins);
     TORCH_CHECK_VALUE(bound > 0 && std::isfinite(bound),

@@ -18,7 +18,7 @@
 namespace deepgen {
 
 enum class Activation : int { relu, elu, tanh };
-enum class ElementMap : int { affine, spline };
+enum class ElementMap : int { affine, spline, softclip_spline };
 
 constexpr int most_masked_layers = 32;
 constexpr int masked_samples = 8;  // of a CUDA block
@@ -106,7 +106,58 @@ int64_t autoregressive_inverse_scratch(const MaskedNetwork&, bool adjoint);
 
 template <class T>
 DEEPGEN_HD SplineConstants<T> constants_of(const MaskedNetwork& net) {
-  return spline_constants<T>(net.bins, net.bound, 1e-3, 1e-3, 1e-3);
+  const double least = net.element == ElementMap::softclip_spline ? 0.0 : 1e-3;
+  return spline_constants<T>(net.bins, net.bound, least, least, least);
+}
+
+// softclip_spline, zuko's way to the bins of a spline: widths and heights go through
+// raw / (1 + |raw| / k) with k = clamp / 2 before the softmax, and a slope is e^v, v the same of
+// its raw number with k = clamp. That becomes what "spline" takes without floors, in place: of a
+// slope the number whose softplus it is.
+template <class T, class C>
+DEEPGEN_HD T softclip_of(T raw, C bound) {
+  return raw / (T(1) + magnitude_of(raw) / T(bound));
+}
+
+// The slope of softclip_of, of its result.
+template <class T, class C>
+DEEPGEN_HD T softclip_slope_of(T result, C bound) {
+  const T part = T(1) - magnitude_of(result) / T(bound);
+  return part * part;
+}
+
+// ln(e^y - 1), y > 0: the number whose softplus is y.
+template <class T, class C>
+DEEPGEN_HD T softplus_inverse_of(T y) {
+  const T one = 1;
+  // 1 - e^-y, by its series where it would cancel.
+  const T series =
+      y * (one - y * T(C(1) / 2) *
+                     (one - y * T(C(1) / 3) * (one - y * T(C(1) / 4) * (one - y * T(C(1) / 5)))));
+  return y + log_of(select(y < T(C(0.03)), series, one - decay_of(y)));
+}
+
+template <class T, class C, class Values>
+DEEPGEN_HD void soften_spline(C clamp, int64_t bins, const Values& parameters) {
+  for (int64_t k = 0; k < 2 * bins; ++k)
+    parameters.set(k, softclip_of<T>(parameters(k), clamp / 2));
+  for (int64_t k = 2 * bins; k < 3 * bins - 1; ++k) {
+    const T v = softclip_of<T>(parameters(k), clamp), e = decay_of(v);
+    parameters.set(k, softplus_inverse_of<T, C>(select(v > T(0), T(1) / e, e)));
+  }
+}
+
+// From the gradients of softened parameters to those of the raw ones.
+template <class T, class C, class Values, class Gradients>
+DEEPGEN_HD void soften_gradients(C clamp, int64_t bins, const Values& softened,
+                                 const Gradients& gradients) {
+  for (int64_t k = 0; k < 2 * bins; ++k)
+    gradients.set(k, gradients(k) * softclip_slope_of<T>(softened(k), clamp / 2));
+  for (int64_t k = 2 * bins; k < 3 * bins - 1; ++k) {
+    const T d = softened(k), y = softplus_of(d);
+    const T slope = y / sigmoid_of(d) * softclip_slope_of<T>(log_of(y), clamp);
+    gradients.set(k, gradients(k) * slope);
+  }
 }
 
 template <Activation A, class T>

@@ -169,7 +169,7 @@ DEEPGEN_HD float sin_pi(float x) {
 }  // namespace polynomial
 
 // The names kernels use, for float and double on both devices: exp; e^x for |x| <= 1; e^-|x|; tanh;
-// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1; ln x; sin(pi x).
+// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1; ln x; sin(pi x); |x|.
 #if defined(__CUDA_ARCH__)
 DEEPGEN_HD float exp_of(float x) {
   return expf(x);
@@ -247,6 +247,12 @@ DEEPGEN_HD double log1p_of_unit(double u) {
 }
 DEEPGEN_HD double log_of(double x) {
   return std::log(x);
+}
+DEEPGEN_HD float magnitude_of(float x) {
+  return fabsf(x);
+}
+DEEPGEN_HD double magnitude_of(double x) {
+  return std::fabs(x);
 }
 
 }  // namespace deepgen

@@ -53,12 +53,6 @@ DEEPGEN_HD float sqrt_of(float x) {
 DEEPGEN_HD double sqrt_of(double x) {
   return std::sqrt(x);
 }
-DEEPGEN_HD float magnitude_of(float x) {
-  return fabsf(x);
-}
-DEEPGEN_HD double magnitude_of(double x) {
-  return std::fabs(x);
-}
 DEEPGEN_HD float scalar_of(float x) {
   return x;
 }

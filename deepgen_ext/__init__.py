@@ -1,7 +1,8 @@
 """Fast C++/CUDA kernels and models for classical deep generative modelling in PyTorch.
 
 `ops` are drop-in functions on tensors, `nn.transforms` invertible layers, `models` whole models, `objectives` what
-turns likelihoods into numbers; `build_info()` says what was compiled. Parts are imported when first used, so that
+turns likelihoods into numbers; `accelerate(model)` makes existing models of other libraries fast,
+`report(model)` says what it would do, `restore(model)` undoes it; `build_info()` says what was compiled. Parts are imported when first used, so that
 `deepgen --help` does not wait for torch.
 """
 
@@ -13,14 +14,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deepgen_ext import models, nn, objectives, ops
     from deepgen_ext._extension import build_info
+    from deepgen_ext.compat import accelerate, report, restore
 
 __version__ = "0.1.0"
-__all__ = ["build_info", "models", "nn", "objectives", "ops"]
+__all__ = [
+    "accelerate",
+    "build_info",
+    "models",
+    "nn",
+    "objectives",
+    "ops",
+    "report",
+    "restore",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name == "build_info":
         return importlib.import_module("deepgen_ext._extension").build_info
+    if name in ("accelerate", "report", "restore"):
+        return getattr(importlib.import_module("deepgen_ext.compat"), name)
     if name in __all__:
         return importlib.import_module(f"deepgen_ext.{name}")
     raise AttributeError(f"module 'deepgen_ext' has no attribute {name!r}")

@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "ops": {"_extension"},
     "objectives": {"ops"},
     "nn": {"ops"},
+    "compat": {"ops", "nn"},
     "models": {"ops", "nn", "objectives"},
     "recipes": {"ops", "nn", "objectives", "models", "_extension"},
     "cli": {"recipes", "_extension"},

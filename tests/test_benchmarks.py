@@ -204,7 +204,10 @@ def test_only_peers_imports_peers():
         "chain_peers.py",
         "fixed_point_peers.py",
         "masked_peers.py",
+        "nflows.py",
+        "normflows.py",
         "peers.py",
         "residual_peers.py",
         "spline_peers.py",
+        "zuko.py",
     }

@@ -70,6 +70,12 @@ DEEPGEN_INLINE void with_constants(ScaleMap map, bool inverse, F f) {
       return with_direction(std::integral_constant<ScaleMap, ScaleMap::sigmoid>{});
     case ScaleMap::atan:
       return with_direction(std::integral_constant<ScaleMap, ScaleMap::atan>{});
+    case ScaleMap::softclip:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::softclip>{});
+    case ScaleMap::softplus:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::softplus>{});
+    case ScaleMap::floored_sigmoid:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::floored_sigmoid>{});
   }
 }
 

@@ -178,6 +178,8 @@ DEEPGEN_INLINE void solve_single(EarlySums<T>& early, const T* z, T* x, T* log_d
           invert_affine<m(), T>(1, parameters, parameters + 1, clamp, room.x + i, &log_derivative);
         });
       } else {
+        if (net.element == ElementMap::softclip_spline)
+          soften_spline<T>(clamp, net.bins, StridedValues<T>{parameters, 1});
         spline_of_one<true>(spline, net.bins, z[i], parameters, 1, room.bins, 1, room.x + i,
                             &log_derivative);
       }

@@ -175,7 +175,7 @@ struct Tile {
       const int64_t offset = first * stride + block.begin, width = block.end - block.begin;
       T* const block_x = room.x + block.begin * lanes;
       load_units(z + offset, stride, width, count, lanes, block_x);
-      walk(block, room.parameters, block.begin, [&](int64_t i, const T* parameters) {
+      walk(block, room.parameters, block.begin, [&](int64_t i, T* parameters) {
         invert_elements(net, lanes, parameters, room.x + i * lanes, room.bins, room.single);
         for (int64_t s = 0; s < lanes; ++s) room.log_det[s] += room.single[s];
       });

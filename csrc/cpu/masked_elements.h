@@ -65,6 +65,12 @@ DEEPGEN_INLINE void with_scale_map(ScaleMap map, F f) {
       return f(std::integral_constant<ScaleMap, ScaleMap::sigmoid>{});
     case ScaleMap::atan:
       return f(std::integral_constant<ScaleMap, ScaleMap::atan>{});
+    case ScaleMap::softclip:
+      return f(std::integral_constant<ScaleMap, ScaleMap::softclip>{});
+    case ScaleMap::softplus:
+      return f(std::integral_constant<ScaleMap, ScaleMap::softplus>{});
+    case ScaleMap::floored_sigmoid:
+      return f(std::integral_constant<ScaleMap, ScaleMap::floored_sigmoid>{});
   }
 }
 
@@ -101,7 +107,9 @@ DEEPGEN_INLINE T log_scale_in_lane(T raw, T clamp) {
 
 template <ScaleMap M, class T>
 DEEPGEN_INLINE T inverse_factor_in_lane(T raw, T log_scale) {
-  if constexpr (M != ScaleMap::sigmoid && sizeof(T) == 8) {
+  constexpr bool is_given =
+      M == ScaleMap::sigmoid || M == ScaleMap::softplus || M == ScaleMap::floored_sigmoid;
+  if constexpr (!is_given && sizeof(T) == 8) {
     return vectorisable::exp(-log_scale);
   } else {
     return factor_of<M>(raw, log_scale, true);
@@ -197,6 +205,22 @@ DEEPGEN_INLINE void invert_spline(const MaskedNetwork& net, int64_t lanes, const
   }
 }
 
+template <class T>
+DEEPGEN_INLINE void soften(const MaskedNetwork& net, int64_t lanes, T* parameters) {
+  for (int64_t s = 0; s < lanes; s += Lanes<T>::count)
+    soften_spline<Lanes<T>>(static_cast<T>(net.clamp), net.bins,
+                            StridedLanes<T>{parameters + s, lanes});
+}
+
+template <class T>
+DEEPGEN_INLINE void soften_back(const MaskedNetwork& net, int64_t lanes, const T* softened,
+                                T* gradients) {
+  for (int64_t s = 0; s < lanes; s += Lanes<T>::count)
+    soften_gradients<Lanes<T>>(static_cast<T>(net.clamp), net.bins,
+                               StridedLanes<const T>{softened + s, lanes},
+                               StridedLanes<T>{gradients + s, lanes});
+}
+
 // x_i = f^-1(z_i; p_i): what its gradient gives z_i is v_i.
 template <class T>
 DEEPGEN_INLINE void adjoint_spline(const MaskedNetwork& net, int64_t lanes, const T* parameters,
@@ -239,22 +263,42 @@ DEEPGEN_SIMD void adjoint_spline_lanes(const MaskedNetwork& net, int64_t lanes,
   adjoint_spline<double>(net, lanes, parameters, z, grad_log_det, bins, of_x, of_parameters);
 }
 
-// x holds z and becomes x; `bins` is room for twice the bins. Leaves the logs of dx/dz.
+DEEPGEN_SIMD void soften_lanes(const MaskedNetwork& net, int64_t lanes, float* parameters) {
+  soften<float>(net, lanes, parameters);
+}
+DEEPGEN_SIMD void soften_lanes(const MaskedNetwork& net, int64_t lanes, double* parameters) {
+  soften<double>(net, lanes, parameters);
+}
+DEEPGEN_SIMD void soften_back_lanes(const MaskedNetwork& net, int64_t lanes, const float* softened,
+                                    float* gradients) {
+  soften_back<float>(net, lanes, softened, gradients);
+}
+DEEPGEN_SIMD void soften_back_lanes(const MaskedNetwork& net, int64_t lanes, const double* softened,
+                                    double* gradients) {
+  soften_back<double>(net, lanes, softened, gradients);
+}
+
+// x holds z and becomes x; the parameters may be written to; `bins` is room for twice the bins.
+// Leaves the logs of dx/dz.
 template <class T>
-void invert_elements(const MaskedNetwork& net, int64_t lanes, const T* parameters, T* x, T* bins,
+void invert_elements(const MaskedNetwork& net, int64_t lanes, T* parameters, T* x, T* bins,
                      T* log_derivative) {
   if (net.element == ElementMap::affine)
     return invert_affine(net, lanes, parameters, x, log_derivative);
+  if (net.element == ElementMap::softclip_spline) soften_lanes(net, lanes, parameters);
   invert_spline_lanes(net, lanes, parameters, x, bins, log_derivative);
 }
 
 // of_x holds the cotangent of x_i and becomes v_i; of_parameters the cotangents of its parameters.
 template <class T>
-void adjoint_elements(const MaskedNetwork& net, int64_t lanes, const T* parameters, const T* z,
+void adjoint_elements(const MaskedNetwork& net, int64_t lanes, T* parameters, const T* z,
                       const T* x, const T* grad_log_det, T* bins, T* of_x, T* of_parameters) {
   if (net.element == ElementMap::affine)
     return adjoint_affine(net, lanes, parameters, x, grad_log_det, of_x, of_parameters);
+  const bool is_soft = net.element == ElementMap::softclip_spline;
+  if (is_soft) soften_lanes(net, lanes, parameters);
   adjoint_spline_lanes(net, lanes, parameters, z, grad_log_det, bins, of_x, of_parameters);
+  if (is_soft) soften_back_lanes(net, lanes, parameters, of_parameters);
 }
 
 }  // namespace

@@ -33,6 +33,12 @@ __device__ __forceinline__ Scale<T> scale_of(ScaleMap map, T raw, T clamp, bool 
       return scale_of<ScaleMap::tanh>(raw, clamp, inverse);
     case ScaleMap::sigmoid:
       return scale_of<ScaleMap::sigmoid>(raw, clamp, inverse);
+    case ScaleMap::softclip:
+      return scale_of<ScaleMap::softclip>(raw, clamp, inverse);
+    case ScaleMap::softplus:
+      return scale_of<ScaleMap::softplus>(raw, clamp, inverse);
+    case ScaleMap::floored_sigmoid:
+      return scale_of<ScaleMap::floored_sigmoid>(raw, clamp, inverse);
     default:
       return scale_of<ScaleMap::atan>(raw, clamp, inverse);
   }

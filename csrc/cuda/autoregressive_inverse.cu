@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(threads)
   tile.load(p.z, p.net.dimensions, x);
   __syncthreads();
   double log_det = 0;
-  tile.walk(false, [&](int64_t i, const T* parameters) {
+  tile.walk(false, [&](int64_t i, T* parameters) {
     log_det += tile.invert_element(spline, parameters, x + i * samples + threadIdx.x);
   });
   tile.store(x, p.net.dimensions, p.x);

@@ -150,23 +150,28 @@ struct Tile {
     *value = net.passes_raw(l) ? sum : activated(net.activation, sum);
   }
 
-  // x holds z and becomes x; returns the log of dx/dz.
-  __device__ DEEPGEN_NOINLINE T invert_element(const SplineConstants<T>& spline, const T* p,
-                                               T* x) const {
+  __device__ void soften(T* p) const {
+    if (net.element == ElementMap::softclip_spline)
+      soften_spline<T>(static_cast<T>(net.clamp), net.bins, StridedValues<T>{p, samples});
+  }
+
+  // x holds z and becomes x; the parameters may be written to; returns the log of dx/dz.
+  __device__ DEEPGEN_NOINLINE T invert_element(const SplineConstants<T>& spline, T* p, T* x) const {
     T log_derivative = 0;
     if (net.element == ElementMap::affine) {
       with_scale_map(net.scale_map, [&]<ScaleMap M>() {
         invert_affine<M>(p[0], p[samples], static_cast<T>(net.clamp), x, &log_derivative);
       });
     } else {
+      soften(p);
       spline_of_one<true>(spline, net.bins, *x, p, samples, memory + layout.bins + threadIdx.x,
                           samples, x, &log_derivative);
     }
     return log_derivative;
   }
 
-  __device__ DEEPGEN_NOINLINE void adjoint_element(const SplineConstants<T>& spline, const T* p,
-                                                   T z, T x, T grad_log_det, T* of_x,
+  __device__ DEEPGEN_NOINLINE void adjoint_element(const SplineConstants<T>& spline, T* p, T z, T x,
+                                                   T grad_log_det, T* of_x,
                                                    T* of_parameters) const {
     if (net.element == ElementMap::affine) {
       with_scale_map(net.scale_map, [&]<ScaleMap M>() {
@@ -175,6 +180,7 @@ struct Tile {
       });
       return;
     }
+    soften(p);
     const int64_t bins = net.bins, step = bins * samples;
     const StridedValues<const T> raw_widths{p, samples}, raw_heights{p + step, samples},
         derivatives{p + 2 * step, samples};
@@ -187,6 +193,9 @@ struct Tile {
     const T height_sum = spline_exponentials<T>(bins, raw_heights, heights);
     *of_x = spline_gradient<true>(spline, bins, z, *of_x, grad_log_det, widths, width_sum, heights,
                                   height_sum, derivatives, of_widths, of_heights, of_derivatives);
+    if (net.element == ElementMap::softclip_spline)
+      soften_gradients<T>(static_cast<T>(net.clamp), bins, raw_widths,
+                          StridedValues<T>{of_parameters, samples});
   }
 
   // What rows [from, to) of layer l pass back to values [begin, end) of the layer below.

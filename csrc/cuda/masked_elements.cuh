@@ -56,6 +56,12 @@ __device__ void with_scale_map(ScaleMap map, F f) {
       return f.template operator()<ScaleMap::sigmoid>();
     case ScaleMap::atan:
       return f.template operator()<ScaleMap::atan>();
+    case ScaleMap::softclip:
+      return f.template operator()<ScaleMap::softclip>();
+    case ScaleMap::softplus:
+      return f.template operator()<ScaleMap::softplus>();
+    case ScaleMap::floored_sigmoid:
+      return f.template operator()<ScaleMap::floored_sigmoid>();
   }
 }
 

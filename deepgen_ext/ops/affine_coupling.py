@@ -9,6 +9,8 @@ from torch import Tensor
 
 from deepgen_ext._extension import library
 
+SCALE_FLOOR = 1e-3  # of "softplus" and "floored_sigmoid"
+
 
 def affine_coupling(
     x: Tensor,
@@ -24,14 +26,17 @@ def affine_coupling(
 
     With l = log s the map from the unbounded `raw_scale` is
 
-    ===========  ==========================================  ===================
-    scale_map    log s                                       s lies in
-    ===========  ==========================================  ===================
-    "exp"        raw                                         (0, inf)
-    "tanh"       tanh(raw)                                   (1/e, e)
-    "sigmoid"    log sigmoid(raw + 2)          (Glow)        (0, 1)
-    "atan"       clamp * 2/pi * atan(raw / clamp)            (e^-clamp, e^clamp)
-    ===========  ==========================================  ===================
+    =================  ===================================  ===================
+    scale_map          log s                                s lies in
+    =================  ===================================  ===================
+    "exp"              raw                                  (0, inf)
+    "tanh"             tanh(raw)                            (1/e, e)
+    "sigmoid"          log sigmoid(raw + 2)         (Glow)  (0, 1)
+    "atan"             clamp * 2/pi * atan(raw / clamp)     (e^-clamp, e^clamp)
+    "softclip"         raw / (1 + |raw / clamp|)    (zuko)  (e^-clamp, e^clamp)
+    "softplus"         log(softplus(raw) + 0.001) (nflows)  (0.001, inf)
+    "floored_sigmoid"  log(sigmoid(raw + 2) + 0.001)        (0.001, 1.001)
+    =================  ===================================  ===================
 
     forward: y = x * s + shift, log_det = sum l; inverse: x = (y - shift) / s, log_det = -sum l. The sum runs over all
     dimensions but the first.
@@ -42,7 +47,7 @@ def affine_coupling(
             used where they lie. None makes the map additive: y = x + shift, log_det = 0, no scale is touched.
         shift: like raw_scale.
         scale_map: one of the table.
-        clamp: bound of |log s| for "atan", above 0; unused by the other maps.
+        clamp: bound of |log s| for "atan" and "softclip", above 0; unused by the other maps.
         inverse: apply the inverse map.
         mask: bool, broadcastable to one sample, x.shape[1:]. Elements where it is False pass through unchanged and add
             nothing to log_det (the checkerboard of RealNVP). None transforms everything.
@@ -112,6 +117,20 @@ def _log_scale_derivatives(
     if scale_map == "sigmoid":
         slope = torch.sigmoid(-raw - 2)
         return torch.nn.functional.logsigmoid(raw + 2), slope, slope * (slope - 1)
+    if scale_map == "softclip":
+        part = clamp / (clamp + raw.abs())
+        return raw * part, part**2, -2 * part**3 / clamp * raw.sign()
+    if scale_map in ("softplus", "floored_sigmoid"):
+        if scale_map == "softplus":
+            scale = torch.nn.functional.softplus(raw, threshold=100.0) + SCALE_FLOOR
+            rise = torch.sigmoid(raw)
+            bend = rise * torch.sigmoid(-raw)
+        else:
+            scale = torch.sigmoid(raw + 2) + SCALE_FLOOR
+            rise = torch.sigmoid(raw + 2) * torch.sigmoid(-raw - 2)
+            bend = rise * (torch.sigmoid(-raw - 2) - torch.sigmoid(raw + 2))
+        slope = rise / scale
+        return scale.log(), slope, bend / scale - slope**2
     ratio = raw / clamp
     slope = (2 / math.pi) / (1 + ratio**2)
     return (

@@ -34,14 +34,17 @@ def autoregressive_inverse(
     Without `residual` a hidden layer is h_l = act(W_l h_{l-1} + b_l). With it (nflows' MADE): s = W_1 x + b_1, pairs
     of layers are blocks s <- s + W_b act(W_a act(s) + b_a) + b_b, and the output layer reads s.
 
-    ========  ==============================================  ============================================
-    element   f                                               parameters of a dimension
-    ========  ==============================================  ============================================
-    "affine"  x * s + t, log s bounded by `scale_map`, see    2: raw scale, t
-              `affine_coupling`
-    "spline"  rational-quadratic on [-bound, bound], see      3 n_bins - 1: n_bins widths, n_bins heights,
-              `rational_quadratic_spline`                     n_bins - 1 derivatives
-    ========  ==============================================  ============================================
+    =================  ==============================================  ============================================
+    element            f                                               parameters of a dimension
+    =================  ==============================================  ============================================
+    "affine"           x * s + t, log s bounded by `scale_map`, see    2: raw scale, t
+                       `affine_coupling`
+    "spline"           rational-quadratic on [-bound, bound], see      3 n_bins - 1: n_bins widths, n_bins heights,
+                       `rational_quadratic_spline`                     n_bins - 1 derivatives
+    "softclip_spline"  the same without floors; widths and heights     as "spline"
+                       w / (1 + |2 w / clamp|) before the softmax,
+                       slopes e^v, v = d / (1 + |d / clamp|) (zuko)
+    =================  ==============================================  ============================================
 
     Args:
         z: (n, D), float32 or float64 (half types are computed in float32), columns in the order of the dimensions.

@@ -22,7 +22,8 @@ def affine_coupling(
     """y = x * s + shift, or (x - shift) / s with `inverse`; log_det = +- sum log s, shape (batch,).
 
     log s = raw ("exp"), tanh(raw) ("tanh"), log sigmoid(raw + 2) ("sigmoid"), clamp * 2/pi *
-    atan(raw / clamp) ("atan"), or 0 where `raw_scale` is None. Where `mask` (broadcastable to
+    atan(raw / clamp) ("atan"), raw / (1 + |raw / clamp|) ("softclip"), log(softplus(raw) + 0.001)
+    ("softplus"), log(sigmoid(raw + 2) + 0.001) ("floored_sigmoid"), or 0 where `raw_scale` is None. Where `mask` (broadcastable to
     x.shape[1:]) is False, y = x.
     """
     accumulate = accumulation_dtype(x.dtype)
@@ -38,8 +39,14 @@ def affine_coupling(
             log_scale = F.logsigmoid(raw + 2)
         elif scale_map == "atan":
             log_scale = clamp * (2 / math.pi) * (raw / clamp).atan()
+        elif scale_map == "softclip":
+            log_scale = raw / (1 + (raw / clamp).abs())
+        elif scale_map == "softplus":
+            log_scale = (F.softplus(raw, threshold=100.0) + 1e-3).log()
+        elif scale_map == "floored_sigmoid":
+            log_scale = ((raw + 2).sigmoid() + 1e-3).log()
         else:
-            raise ValueError(f"scale_map: expected exp, tanh, sigmoid or atan, got {scale_map!r}")
+            raise ValueError(f"scale_map: unknown, {scale_map!r}")
     shift = shift.to(accumulate)
     if mask is not None:
         log_scale = torch.where(mask, log_scale, 0.0)

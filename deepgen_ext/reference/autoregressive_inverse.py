@@ -65,7 +65,8 @@ def autoregressive_inverse(
     """Solves z_i = f(x_i; parameters_i(x_0 ... x_{i-1})) by D full passes, one a dimension.
 
     f is x * s + t with parameters [raw scale, t] ("affine"), or the rational-quadratic spline with
-    [K widths, K heights, K - 1 derivatives] ("spline"). log_det (n,) is that of z -> x.
+    [K widths, K heights, K - 1 derivatives] ("spline"), or that of zuko with as many, bounded by
+    `clamp` ("softclip_spline"). log_det (n,) is that of z -> x.
     """
     known: list[Tensor] = []
     log_det = z.new_zeros(z.shape[0])
@@ -79,17 +80,34 @@ def autoregressive_inverse(
                 z[:, i], p[:, 0], p[:, 1], scale_map=scale_map, clamp=clamp, inverse=True
             )
         else:
-            x_i, log_det_i = _spline_inverse(z[:, i], p, n_bins, bound)
+            soft = clamp if element == "softclip_spline" else None
+            x_i, log_det_i = _spline_inverse(z[:, i], p, n_bins, bound, soft)
         known.append(x_i)
         log_det = log_det + log_det_i
     return torch.stack(known, 1), log_det
 
 
-def _spline_inverse(z: Tensor, p: Tensor, n_bins: int, bound: float) -> tuple[Tensor, Tensor]:
+def _spline_inverse(
+    z: Tensor, p: Tensor, n_bins: int, bound: float, soft: float | None
+) -> tuple[Tensor, Tensor]:
     from .rational_quadratic_spline import rational_quadratic_spline
 
     widths, heights, derivatives = p.unsqueeze(1).split([n_bins, n_bins, n_bins - 1], -1)
+    least = 1e-3
+    if soft is not None:
+        least = 0.0
+        widths, heights = (t / (1 + (2 * t / soft).abs()) for t in (widths, heights))
+        slopes = (derivatives / (1 + (derivatives / soft).abs())).exp()
+        derivatives = slopes.expm1().log()  # whose softplus they are
     x, log_det = rational_quadratic_spline(
-        z[:, None], widths, heights, derivatives, inverse=True, bound=bound
+        z[:, None],
+        widths,
+        heights,
+        derivatives,
+        inverse=True,
+        bound=bound,
+        min_bin_width=least,
+        min_bin_height=least,
+        min_derivative=least,
     )
     return x[:, 0], log_det

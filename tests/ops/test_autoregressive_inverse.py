@@ -12,7 +12,7 @@ from deepgen_ext import ops, reference
 from deepgen_ext.reference.autoregressive_inverse import masked_network
 from tests.emulation.compare import check_emulated
 
-SCALE_MAPS = ("exp", "tanh", "sigmoid", "atan")
+SCALE_MAPS = ("exp", "tanh", "sigmoid", "atan", "softclip", "softplus", "floored_sigmoid")
 ACTIVATIONS = ("relu", "elu", "tanh")
 OPTIONS = ("element", "scale_map", "clamp", "n_bins", "bound", "activation", "residual")
 DEFAULTS = {"element": "affine", "scale_map": "tanh", "clamp": 2.0, "n_bins": 8, "bound": 3.0}
@@ -92,12 +92,13 @@ def test_all_maps(scale_map, activation):
         )
 
 
+@pytest.mark.parametrize("element", ["spline", "softclip_spline"])
 @pytest.mark.parametrize("n_bins", [1, 2, 8])
-def test_spline(n_bins):
+def test_spline(n_bins, element):
     for n in (1, 5):
         given = problem(6, n, (30, 20), P=3 * n_bins - 1)
         given.z *= 2  # some lie in the tails
-        options = {"element": "spline", "n_bins": n_bins, "bound": 2.5}
+        options = {"element": element, "n_bins": n_bins, "bound": 2.5, "clamp": 3.0}
         theirs = reference.autoregressive_inverse(*given, **options)
         close(ops.autoregressive_inverse(*given, **options), theirs, 1e-10)
         single = ops.autoregressive_inverse(*given.to(torch.float32), **options)
@@ -135,6 +136,7 @@ GRADIENTS = [
     *({"activation": activation} for activation in ACTIVATIONS),
     {"residual": True, "activation": "elu"},
     {"element": "spline", "n_bins": 3},
+    {"element": "softclip_spline", "n_bins": 3, "clamp": 6.9},
     {"element": "spline", "n_bins": 3, "residual": True, "activation": "tanh"},
 ]
 
@@ -142,7 +144,7 @@ GRADIENTS = [
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("options", GRADIENTS, ids=str)
 def test_gradients(options, per_sample):
-    P = 8 if options.get("element") == "spline" else 2
+    P = 8 if "element" in options else 2
     given = problem(5, 3, (7, 7, 7), P, options.get("residual", False), per_sample)
 
     def op(*leaves):
@@ -319,7 +321,7 @@ def test_half_types_and_autocast_run_in_float32():
         (lambda p: {"degrees": [p.degrees[0].flip(0), p.degrees[1]]}, ValueError, r"degrees\[0\] must be ascending"),
         (lambda p: {"degrees": [p.degrees[0] + 1, p.degrees[1]]}, ValueError, r"must lie in 0 ... 2, got 3"),
         (lambda p: {"degrees": [p.degrees[0].int(), p.degrees[1]]}, TypeError, r"degrees\[0\] must be an int64 tensor"),
-        (lambda p: {"element": "cubic"}, ValueError, "element must be one of 'affine', 'spline', got 'cubic'"),
+        (lambda p: {"element": "cubic"}, ValueError, "element must be one of 'affine', 'spline', 'softclip_spline', got 'cubic'"),
         (lambda p: {"scale_map": "cube"}, ValueError, "scale_map must be one of"),
         (lambda p: {"activation": "sine"}, ValueError, "activation must be one of"),
         (lambda p: {"clamp": 0.0}, ValueError, "clamp must be a finite number above 0"),
@@ -337,7 +339,7 @@ def test_bad_input(change, error, words):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("options", [{}, {"residual": True}, {"element": "spline", "n_bins": 4}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("options", [{}, {"residual": True}, {"scale_map": "softplus"}, {"element": "spline", "n_bins": 4}, {"element": "softclip_spline", "n_bins": 4}], ids=str)  # fmt: skip
 def test_cuda_kernels_in_emulation(emulated, options, dtype):
     P = 11 if "element" in options else 2
     residual = options.get("residual", False)

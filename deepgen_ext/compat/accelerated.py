@@ -1,0 +1,52 @@
+"""What every replaced module has in common: its own class, its own parameters, other arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class Accelerated:
+    """Mixed into a subclass of a peer's class, whose instances are made by giving a peer's instance
+    that class: parameters, buffers, hooks, state_dict keys, mode and every method that is not
+    overridden stay what they were.
+
+    A subclass has the name of the class that it replaces, so that repr shows no difference.
+    """
+
+    replaces: ClassVar[type[nn.Module]]
+    gain: ClassVar[str]  # measured: benchmarks/compat.py
+    caveat: ClassVar[str] = ""
+
+    @classmethod
+    def why_not(cls, module: nn.Module) -> str:
+        """Why this instance of `replaces` stays as it is; empty where nothing speaks against it."""
+        return ""
+
+    def prepare(self) -> None:
+        """Called once an instance has this class."""
+
+    def comparisons(self, original: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Pairs (what, expected, found) on random input; `original` is a copy of the old class."""
+        raise NotImplementedError
+
+
+def swap(module: nn.Module, fast: type[Accelerated]) -> None:
+    module.__class__ = fast
+    module.prepare()
+
+
+def swap_back(module: nn.Module) -> None:
+    module.__dict__.pop("_kept", None)
+    module.__class__ = module.replaces
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a part of the module, itself aside, has hooks, which other arithmetic would pass by."""
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+        for part in module.modules()
+        if part is not module
+    )

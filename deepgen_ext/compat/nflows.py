@@ -1,0 +1,66 @@
+"""nflows 0.14: masked autoregressive transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nflows.transforms import autoregressive, made
+from torch import Tensor
+
+from .activations import activation_name
+from .made import MadeInverse, SplineElement
+
+
+class _MadeInverse(MadeInverse):
+    made = made
+
+    @classmethod
+    def why_not_net(cls, net: Any) -> str:
+        known = activation_name(net.activation)
+        if known is None:
+            return "its activation is neither ReLU, ELU nor tanh"
+        if any(activation_name(block.activation) != known for block in net.blocks):
+            return "its blocks have other activations"
+        return super().why_not_net(net)
+
+    def addends(self, context: Tensor | None) -> list[Tensor | None] | None:
+        if context is None:
+            return None
+        net = self.autoregressive_net
+        addends: list[Tensor | None] = [net.activation(net.context_layer(context))]
+        for block in net.blocks:
+            # Feed-forward blocks pay no attention to the context.
+            addends += [block.context_layer(context), None] if net.use_residual_blocks else [None]
+        return [*addends, None]
+
+
+class MaskedAffineAutoregressiveTransform(
+    _MadeInverse, autoregressive.MaskedAffineAutoregressiveTransform
+):
+    replaces = autoregressive.MaskedAffineAutoregressiveTransform
+
+    @classmethod
+    def why_not_element(cls, module: Any) -> str:
+        return "" if module._epsilon == 1e-3 else f"its smallest scale is {module._epsilon}"
+
+    def element(self) -> dict[str, Any]:
+        return {"element": "affine", "scale_map": "softplus"}
+
+
+class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
+    SplineElement,
+    _MadeInverse,
+    autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+):
+    replaces = autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
+
+
+REPLACEMENTS = (
+    MaskedAffineAutoregressiveTransform,
+    MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+)
+STAYS = {
+    autoregressive.MaskedPiecewiseLinearAutoregressiveTransform: "no kernel for linear splines",
+    autoregressive.MaskedPiecewiseQuadraticAutoregressiveTransform: "no kernel for quadratic ones",
+    autoregressive.MaskedPiecewiseCubicAutoregressiveTransform: "no kernel for cubic splines",
+}

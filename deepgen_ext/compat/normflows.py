@@ -1,0 +1,49 @@
+"""normflows 1.7.3: masked autoregressive flows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normflows.flows.affine import autoregressive
+from normflows.flows.neural_spline import autoregressive as splines
+from normflows.nets import made
+from torch import Tensor, nn
+
+from .made import MadeInverse, SplineElement
+
+
+class _MadeInverse(MadeInverse):
+    made = made
+
+    @classmethod
+    def why_not_net(cls, net: Any) -> str:
+        if hasattr(net, "context_layer"):
+            return "a context, which acts through gates between its layers"
+        if type(net.preprocessing) is not nn.Identity:
+            return "its features are preprocessed"
+        return super().why_not_net(net)
+
+    def addends(self, context: Tensor | None) -> None:
+        if context is not None:  # as the net without a context layer would say
+            raise AttributeError("'MADE' object has no attribute 'context_layer'")
+
+
+class MaskedAffineAutoregressive(_MadeInverse, autoregressive.MaskedAffineAutoregressive):
+    replaces = autoregressive.MaskedAffineAutoregressive
+
+    @classmethod
+    def why_not_element(cls, module: Any) -> str:
+        return ""
+
+    def element(self) -> dict[str, Any]:
+        return {"element": "affine", "scale_map": "floored_sigmoid"}
+
+
+class MaskedPiecewiseRationalQuadraticAutoregressive(
+    SplineElement, _MadeInverse, splines.MaskedPiecewiseRationalQuadraticAutoregressive
+):
+    replaces = splines.MaskedPiecewiseRationalQuadraticAutoregressive
+
+
+REPLACEMENTS = (MaskedAffineAutoregressive, MaskedPiecewiseRationalQuadraticAutoregressive)
+STAYS: dict[type[nn.Module], str] = {}
