@@ -1,9 +1,9 @@
 """Fast C++/CUDA kernels and models for classical deep generative modelling in PyTorch.
 
 `ops` are drop-in functions on tensors, `nn.transforms` invertible layers, `models` whole models, `objectives` what
-turns likelihoods into numbers; `accelerate(model)` makes existing models of other libraries fast,
-`report(model)` says what it would do, `restore(model)` undoes it; `build_info()` says what was compiled. Parts are imported when first used, so that
-`deepgen --help` does not wait for torch.
+turns likelihoods into numbers; `accelerate(model)` makes existing models of other libraries fast, `report(model)` says
+what it would do, `restore(model)` undoes it; `build_info()` says what was compiled. Parts are imported when first used,
+so that `deepgen --help` does not wait for torch.
 """
 
 from __future__ import annotations

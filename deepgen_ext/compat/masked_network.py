@@ -66,10 +66,8 @@ def plan_of(network: Network) -> Plan:
     below = position + 1
     degrees: list[Tensor] = []
     for index, mask in enumerate(masks[:-1]):
-        if network.residual and index:
-            degree = degrees[0]
-        else:
-            degree = torch.where(mask, below, 0).amax(1)
+        shares = network.residual and index > 0
+        degree = degrees[0] if shares else torch.where(mask, below, 0).amax(1)
         _check_sight(mask, below, degree)
         degrees.append(degree)
         below = degree

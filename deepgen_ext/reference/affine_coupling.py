@@ -23,8 +23,8 @@ def affine_coupling(
 
     log s = raw ("exp"), tanh(raw) ("tanh"), log sigmoid(raw + 2) ("sigmoid"), clamp * 2/pi *
     atan(raw / clamp) ("atan"), raw / (1 + |raw / clamp|) ("softclip"), log(softplus(raw) + 0.001)
-    ("softplus"), log(sigmoid(raw + 2) + 0.001) ("floored_sigmoid"), or 0 where `raw_scale` is None. Where `mask` (broadcastable to
-    x.shape[1:]) is False, y = x.
+    ("softplus"), log(sigmoid(raw + 2) + 0.001) ("floored_sigmoid"), or 0 where `raw_scale` is None.
+    Where `mask` (broadcastable to x.shape[1:]) is False, y = x.
     """
     accumulate = accumulation_dtype(x.dtype)
     if raw_scale is None:
