@@ -17,7 +17,7 @@ class Accelerated:
     """
 
     replaces: ClassVar[type[nn.Module]]
-    gain: ClassVar[str]  # measured: benchmarks/compat.py
+    gain: ClassVar[str]  # as `report` prints it
     caveat: ClassVar[str] = ""
 
     @classmethod

@@ -19,7 +19,7 @@ class MadeInverse(MaskedInverse):
     """A transform whose parameters come from `autoregressive_net`, a MADE of the module `made`."""
 
     made: ClassVar[ModuleType]
-    gain = "inverse in half a pass instead of D passes"
+    gain = "inverse in about one pass instead of D"
     caveat = "with dropout in eval mode only"
 
     @classmethod

@@ -35,7 +35,7 @@ class AutoregressiveTransform(transforms.AutoregressiveTransform):
 
 class MaskedAutoregressiveTransform(MaskedInverse, autoregressive.MaskedAutoregressiveTransform):
     replaces = autoregressive.MaskedAutoregressiveTransform
-    gain = "inverse in half a pass instead of D passes"
+    gain = "inverse in about one pass instead of D"
 
     @classmethod
     def why_not(cls, module: Any) -> str:
