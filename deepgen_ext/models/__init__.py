@@ -13,8 +13,7 @@ from .flow import (
     RealNVP,
     ResidualFlow,
 )
-from .latent import IWAE, VAE, FlowVAE, LatentModel
-from .latent import IWAE, VAE, VLAE, HierarchicalVAE, LatentModel, PixelVAE, TopDownModel
+from .latent import IWAE, VAE, VLAE, FlowVAE, HierarchicalVAE, LatentModel, PixelVAE, TopDownModel
 
 __all__ = [
     "GAN",
