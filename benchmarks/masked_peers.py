@@ -82,8 +82,15 @@ def autoregressive_inverses(
     dimensions: int, hidden: tuple[int, ...]
 ) -> Iterator[AutoregressiveInverse | NotInstalled]:
     """The peers' affine masked autoregressive layers with these hidden layers, of equal width."""
-    makers = {"nflows": _nflows_autoregressive, "zuko": _zuko_autoregressive}
+    makers = {peer: _AUTOREGRESSIVE[peer] for peer in ("nflows", "zuko")}
     return each(makers, dimensions, hidden)
+
+
+def autoregressive_inverse(
+    peer: str, dimensions: int, hidden: tuple[int, ...]
+) -> AutoregressiveInverse:
+    """That layer of one peer, which is installed."""
+    return _AUTOREGRESSIVE[peer](dimensions, hidden)
 
 
 def _nflows_autoregressive(dimensions: int, hidden: tuple[int, ...]) -> AutoregressiveInverse:
@@ -106,3 +113,21 @@ def _zuko_autoregressive(dimensions: int, hidden: tuple[int, ...]) -> Autoregres
         lambda layer, z: layer().inv.call_and_ladj(z),
         "log s = raw / (1 + |raw / ln 0.001|), own weights",
     )
+
+
+def _normflows_autoregressive(dimensions: int, hidden: tuple[int, ...]) -> AutoregressiveInverse:
+    from normflows.flows import MaskedAffineAutoregressive
+
+    layer = MaskedAffineAutoregressive(
+        dimensions, hidden[0], num_blocks=len(hidden) - 1, use_residual_blocks=False
+    )
+    return AutoregressiveInverse(
+        "normflows", layer, lambda layer, z: layer.inverse(z), "s = sigmoid(raw + 2) + 0.001"
+    )
+
+
+_AUTOREGRESSIVE = {
+    "nflows": _nflows_autoregressive,
+    "normflows": _normflows_autoregressive,
+    "zuko": _zuko_autoregressive,
+}

@@ -64,6 +64,7 @@ def all_entries() -> list[Entry]:
         "latent_grids",
         "spectral_networks",
         "adversarial",
+        "compat",
     )
     modules = [*(f"ops.{op}" for op in ops), *networks]
     return [

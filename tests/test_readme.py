@@ -1,12 +1,14 @@
 """What the README shows runs as it stands there."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 import deepgen_ext
+from deepgen_ext.compat.accelerated import Accelerated
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,6 +76,20 @@ def test_ten_lines_train_and_sample():
     exec(block.replace("range(500)", "range(30)"), names)
     assert names["images"].shape == (16, 1, 8, 8)
     assert names["loss"] < 4.0  # log2(17) = 4.09 is no model at all
+
+
+@pytest.mark.parametrize("peer", ["nflows", "normflows", "zuko"])
+def test_models_of_other_libraries_are_accelerated(peer):
+    pytest.importorskip(peer, reason='needs pip install "deepgen_ext[peers]"')
+    (block,) = (b for b in BLOCKS if re.search(rf"^(from|import) {peer}", b, re.M))
+    names: dict = {"torch": torch, "deepgen_ext": deepgen_ext}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        exec(block, names)
+    model = names["layer"] if "layer" in names else names["flow"]
+    assert any(isinstance(m, Accelerated) for m in model.modules())
+    result = names["x"] if "x" in names else names["samples"]
+    assert result.shape == (64, 64)
 
 
 def test_commands_exist():
