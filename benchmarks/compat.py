@@ -33,12 +33,18 @@ def _masked_inverse(peer: str, features: int, batch: int, setting: Setting) -> C
         with torch.no_grad():
             return layer.call(z.to(next(layer.layer.parameters())))
 
+    net = getattr(before.layer, "autoregressive_net", None) or before.layer.hyper
+
+    def one_pass() -> Results:
+        with torch.no_grad():
+            return [net(z)]
+
     return Case(
         tuple(z.shape),
         partial(quietly, after),
         partial(quietly, double),
         [Rival(f"{peer} before", partial(quietly, before))],
-        [],
+        [Rival("a pass of its net", one_pass)],
         notes=[f"ours: the same layer of {peer} after deepgen_ext.accelerate"],
     )
 

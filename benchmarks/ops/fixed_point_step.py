@@ -58,7 +58,9 @@ def _step(shape: tuple[int, int], setting: Setting) -> Case:
     x, y = setting.random(n, features, seed=0), setting.random(n, features, seed=1)
     images, residuals = (setting.random(n, MEMORY, features, seed=s) for s in (2, 3))
     gram = residuals.double() @ residuals.double().transpose(1, 2)
-    record = torch.tensor([[1e-9, torch.inf, 1e9, 0.0]], dtype=torch.float64).repeat(n, 1)
+    # The residual before: a little larger than this step's, which contracts too little to be plain.
+    before = 3 * features**0.5
+    record = torch.tensor([[1e-9, torch.inf, before, 0.0]], dtype=torch.float64).repeat(n, 1)
     # A full history, of which slot 0 is written next.
     state = torch.tensor([[0, 9, 2**MEMORY - 1, MEMORY - 1, 0]], dtype=torch.int32).repeat(n, 1)
     given = [t.to(setting.device) for t in (x, y, images, residuals, gram, record, state)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -66,3 +68,8 @@ class PixelDecoder(DecoderDistribution):
             counts = torch.bincount(values.flatten().long(), minlength=n_levels).double()
             logits = ((counts + 1) / (counts.sum() + n_levels)).log()
             output.bias[channel * n_levels :][:n_levels].copy_(logits)
+
+
+def pixel_channels_for(image_shape: Sequence[int], wanted: int | None) -> int:
+    """As wanted; by default 32, or the next multiple of the image's channels, which PixelCNN orders."""
+    return wanted if wanted is not None else -(-32 // image_shape[0]) * image_shape[0]

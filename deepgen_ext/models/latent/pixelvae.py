@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..autoregressive import PixelCNN
 from .hierarchical_vae import checked_shape, divided
-from .pixel_decoder import PixelDecoder
+from .pixel_decoder import PixelDecoder, pixel_channels_for
 from .top_down_model import TopDownModel
 
 HALVINGS = 2  # between the image and the grid
@@ -53,7 +53,7 @@ class PixelVAE(TopDownModel):
         n_levels: int = 256,
         binarized: bool = False,
         pixel_layers: int = 4,
-        pixel_channels: int = 32,
+        pixel_channels: int | None = None,
         pixel_kernel_size: int = 5,
         gated: bool = True,
         channels: int = 32,
@@ -75,7 +75,7 @@ class PixelVAE(TopDownModel):
         pixels = PixelCNN(
             image_shape,
             pixel_layers,
-            pixel_channels,
+            pixel_channels_for(image_shape, pixel_channels),
             gated,
             2 if binarized else n_levels,
             channels,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...nn.transforms import MaskedAutoregressive, Sequential
 from ..autoregressive import PixelCNN
-from .pixel_decoder import PixelDecoder
+from .pixel_decoder import PixelDecoder, pixel_channels_for
 from .posteriors import Draws, log_normal
 from .vae import VAE
 
@@ -53,7 +53,7 @@ class VLAE(VAE):
         n_levels: int = 256,
         binarized: bool = False,
         pixel_layers: int = 3,
-        pixel_channels: int = 32,
+        pixel_channels: int | None = None,
         condition_channels: int = 32,
         network: str = "conv",
         hidden_features: Sequence[int] = (200,),
@@ -73,7 +73,7 @@ class VLAE(VAE):
         pixels = PixelCNN(
             image_shape,
             pixel_layers,
-            pixel_channels,
+            pixel_channels_for(image_shape, pixel_channels),
             True,
             2 if binarized else n_levels,
             condition_channels,
