@@ -18,6 +18,8 @@ BINS = 8
 SIZES = (BINS, BINS, BINS - 1)
 # A float32 knows the edges of the narrowest of these bins to 1e-4 of its width.
 TOLERANCE = {torch.float32: 1e-3}
+# Of a gradient's largest entry: where bins are narrow plain torch in float32 is as far from float64.
+GRADIENT_TOLERANCE = {torch.float32: 2e-2}
 
 
 def _inputs(shape: tuple[int, ...], setting: Setting) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -94,7 +96,7 @@ def _gradients(shape: tuple[int, ...], inverse: bool, setting: Setting) -> Case:
         rivals,
         copy_floors(size, setting),
         size,
-        TOLERANCE.get(x.dtype),
+        GRADIENT_TOLERANCE.get(x.dtype),
     )
 
 
