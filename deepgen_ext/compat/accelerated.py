@@ -11,17 +11,18 @@ from torch import Tensor, nn
 class Accelerated:
     """Mixed into a subclass of a peer's class, whose instances are made by giving a peer's instance
     that class: parameters, buffers, hooks, state_dict keys, mode and every method that is not
-    overridden stay what they were.
+    overridden stay what they were. The class is one of modules, or of hooks that modules have.
 
     A subclass has the name of the class that it replaces, so that repr shows no difference.
     """
 
-    replaces: ClassVar[type[nn.Module]]
+    replaces: ClassVar[type]
     gain: ClassVar[str]  # as `report` prints it
     caveat: ClassVar[str] = ""
+    keeps: ClassVar[tuple[str, ...]] = ("_kept",)  # what an instance has beside the peer's
 
     @classmethod
-    def why_not(cls, module: nn.Module) -> str:
+    def why_not(cls, module: Any) -> str:
         """Why this instance of `replaces` stays as it is; empty where nothing speaks against it."""
         return ""
 
@@ -33,14 +34,23 @@ class Accelerated:
         raise NotImplementedError
 
 
-def swap(module: nn.Module, fast: type[Accelerated]) -> None:
-    module.__class__ = fast
-    module.prepare()
+def named_parts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Each module, and each hook before its forward, under names that copies of the model share."""
+    for path, module in model.named_modules():
+        yield path, module
+        for position, hook in enumerate(module._forward_pre_hooks.values()):
+            yield f"{path}{'.' if path else ''}hook{position}", hook
 
 
-def swap_back(module: nn.Module) -> None:
-    module.__dict__.pop("_kept", None)
-    module.__class__ = module.replaces
+def swap(part: Any, fast: type[Accelerated]) -> None:
+    part.__class__ = fast
+    part.prepare()
+
+
+def swap_back(part: Any) -> None:
+    for name in part.keeps:
+        part.__dict__.pop(name, None)
+    part.__class__ = part.replaces
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
-from .accelerated import Accelerated, swap, swap_back
+from .accelerated import Accelerated, named_parts, swap, swap_back
 from .peers import Peer, other_version, peer_of, reasons_to_stay, replacements
 from .verification import difference
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is to become of one module: `fast`, or it stays, for a reason."""
+    """What is to become of one module, or hook: `fast`, or it stays, for a reason."""
 
     path: str
-    module: nn.Module
+    part: Any
     fast: type[Accelerated] | None
     reason: str = ""
 
@@ -56,10 +57,11 @@ def accelerate(module: nn.Module, *, inplace: bool = False, verify: bool = True)
         return module
     if not inplace:
         module = copy.deepcopy(module)
+    parts = dict(named_parts(module))
     for verdict in verdicts:
         if verdict.fast is None:
             continue
-        part = module.get_submodule(verdict.path)
+        part = parts[verdict.path]
         swap(part, verdict.fast)
         wrong = difference(part) if verify else ""
         if wrong:
@@ -74,7 +76,7 @@ def accelerate(module: nn.Module, *, inplace: bool = False, verify: bool = True)
 def restore(model: nn.Module) -> nn.Module:
     """Give every accelerated module its own class back, in place; returns the model."""
     _check_type(model)
-    for part in model.modules():
+    for _, part in named_parts(model):
         if isinstance(part, Accelerated):
             swap_back(part)
     return model
@@ -88,14 +90,14 @@ def report(model: nn.Module) -> str:
     verdicts, notes = _verdicts(model)
     lines = [("module", "class", "becomes", "gain, or why it stays")]
     for verdict in verdicts:
-        is_done = isinstance(verdict.module, Accelerated)
-        fast = type(verdict.module) if is_done else verdict.fast
+        is_done = isinstance(verdict.part, Accelerated)
+        fast = type(verdict.part) if is_done else verdict.fast
         if fast is None:
             becomes, remark = "stays", verdict.reason
         else:
             becomes = "is accelerated" if is_done else "accelerated"
             remark = f"{fast.gain}; {fast.caveat}" if fast.caveat else fast.gain
-        lines.append((verdict.path or "(model)", type(verdict.module).__name__, becomes, remark))
+        lines.append((verdict.path or "(model)", type(verdict.part).__name__, becomes, remark))
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
     text = [
         "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths)), line[3]])
@@ -109,42 +111,42 @@ def report(model: nn.Module) -> str:
 
 
 def _verdicts(model: nn.Module) -> tuple[list[Verdict], list[str]]:
-    """Of each module that is known, and sentences about libraries as a whole."""
+    """Of each module and hook that is known, and sentences about libraries as a whole."""
     verdicts: list[Verdict] = []
     notes: dict[str, None] = {}  # in order, each once
-    for path, module in model.named_modules():
-        if isinstance(module, Accelerated):
-            verdicts.append(Verdict(path, module, None))
+    for path, part in named_parts(model):
+        if isinstance(part, Accelerated):
+            verdicts.append(Verdict(path, part, None))
             continue
-        for cls in type(module).__mro__:
+        for cls in type(part).__mro__:
             peer = peer_of(cls)
             note = other_version(peer) if peer else ""
             if note:
                 notes[note] = None
             elif peer:
-                verdict = _verdict(path, module, cls, peer)
+                verdict = _verdict(path, part, cls, peer)
                 if verdict:
                     verdicts.append(verdict)
                     break
     return verdicts, list(notes)
 
 
-def _verdict(path: str, module: nn.Module, cls: type, peer: Peer) -> Verdict | None:
-    """Of a module that is an instance of the peer's class cls, or nothing if that one is unknown."""
+def _verdict(path: str, part: Any, cls: type, peer: Peer) -> Verdict | None:
+    """Of a part that is an instance of the peer's class cls, or nothing if that one is unknown."""
     fast = replacements(peer).get(cls)
     reason = reasons_to_stay(peer).get(cls, "") if fast is None else ""
     if fast is None and not reason:
         return None
-    if cls is not type(module):
-        return Verdict(path, module, None, f"a subclass of {cls.__name__}, with methods of its own")
+    if cls is not type(part):
+        return Verdict(path, part, None, f"a subclass of {cls.__name__}, with methods of its own")
     if fast is None:
-        return Verdict(path, module, None, reason)
-    reason = fast.why_not(module)
-    return Verdict(path, module, None if reason else fast, reason)
+        return Verdict(path, part, None, reason)
+    reason = fast.why_not(part)
+    return Verdict(path, part, None if reason else fast, reason)
 
 
-def _named(path: str, module: nn.Module) -> str:
-    return f"{path or 'the model'} ({type(module).__name__})"
+def _named(path: str, part: Any) -> str:
+    return f"{path or 'the model'} ({type(part).__name__})"
 
 
 def _check_type(module: nn.Module) -> None:

@@ -6,14 +6,12 @@ import importlib
 import importlib.metadata
 from typing import NamedTuple
 
-from torch import nn
-
 from .accelerated import Accelerated
 
 
 class Peer(NamedTuple):
     package: str
-    version: str
+    version: str  # empty: any that deepgen_ext runs with
     file: str
 
 
@@ -23,6 +21,7 @@ PEERS = {
         Peer("nflows", "0.14", "nflows"),
         Peer("normflows", "1.7.3", "normflows"),
         Peer("zuko", "1.6.0", "zuko"),
+        Peer("torch", "", "torch"),
     )
 }
 
@@ -34,6 +33,8 @@ def peer_of(cls: type) -> Peer | None:
 
 def other_version(peer: Peer) -> str:
     """A sentence where another version is installed than the supported one."""
+    if not peer.version:
+        return ""
     try:
         found = importlib.metadata.version(peer.package)
     except importlib.metadata.PackageNotFoundError:
@@ -43,12 +44,12 @@ def other_version(peer: Peer) -> str:
     return f"{peer.package} {found} is installed, {peer.version} is supported: its modules stay"
 
 
-def replacements(peer: Peer) -> dict[type[nn.Module], type[Accelerated]]:
+def replacements(peer: Peer) -> dict[type, type[Accelerated]]:
     """Of each class of the library, what replaces it. Imports the library."""
     file = importlib.import_module(f"deepgen_ext.compat.{peer.file}")
     return {fast.replaces: fast for fast in file.REPLACEMENTS}
 
 
-def reasons_to_stay(peer: Peer) -> dict[type[nn.Module], str]:
+def reasons_to_stay(peer: Peer) -> dict[type, str]:
     """Classes of the library that were looked at and are not replaced."""
     return importlib.import_module(f"deepgen_ext.compat.{peer.file}").STAYS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ TOLERANCE = 1e-6  # of float64, relative to the largest value: tells another for
 
 def difference(module: Accelerated) -> str:
     """In what an accelerated module differs from the one it was; empty where in nothing."""
-    devices = {tensor.device for tensor in module.parameters() if tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in _tensors(module) if tensor.device.type == "cuda"}
     with torch.random.fork_rng(sorted(devices, key=str)), torch.inference_mode(False):
         torch.manual_seed(0)
         try:
@@ -31,9 +32,16 @@ def difference(module: Accelerated) -> str:
     return ""
 
 
-def _bare_copy(module: nn.Module) -> nn.Module:
+def _tensors(part: Any) -> list[Tensor]:
+    return [*part.parameters(), *part.buffers()] if isinstance(part, nn.Module) else []
+
+
+def _bare_copy(part: Any) -> Any:
     """In float64, without the hooks of others, which may count, log or write."""
-    twin = copy.deepcopy(module).double()
+    twin = copy.deepcopy(part)
+    if not isinstance(twin, nn.Module):
+        return twin
+    twin.double()
     for part in twin.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             for key in [k for k, hook in hooks.items() if not _is_torchs(hook)]:
@@ -42,7 +50,7 @@ def _bare_copy(module: nn.Module) -> nn.Module:
 
 
 def _is_torchs(hook: object) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils")
+    return any(cls.__module__.startswith("torch.nn.utils") for cls in type(hook).__mro__)
 
 
 def _wrong(expected: Tensor, found: Tensor) -> str:
