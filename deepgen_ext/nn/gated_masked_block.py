@@ -99,10 +99,11 @@ class GatedMaskedBlock(nn.Module):
         a_v = self.vertical(v if self.shift is None else self.shift(v))
         if condition is not None:
             a_v = a_v + self.vertical_condition(condition)
-        a_h = self.horizontal(h) + self.link(a_v)
+        # What is known before the pixels of a row is added up first: a sampler does it a row at a time.
+        known = self.link(a_v)
         if condition is not None:
-            a_h = a_h + self.horizontal_condition(condition)
-        gated = self.horizontal_gate(a_h)
+            known = known + self.horizontal_condition(condition)
+        gated = self.horizontal_gate(self.horizontal(h) + known)
         skip = None if self.skip is None else self.skip(gated)
         if self.residual is None:
             return None, None, skip

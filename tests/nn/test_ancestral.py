@@ -16,8 +16,6 @@ from deepgen_ext.nn import (
     DiscretizedLogisticMixture,
     Gate,
     MaskedConv2d,
-    ShiftedConv2d,
-    ShiftedConvTranspose2d,
 )
 from tests.nn.ancestral_networks import (
     LEVELS,
@@ -117,42 +115,6 @@ def test_real_numbers_from_gaussians():
     single = AncestralSampler(network.float(), (2, 5, 7), distribution)(noise, condition.float())
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), exact, rtol=1e-3, atol=1e-3)
-
-
-CONDITIONS = {
-    "vector": lambda n: torch.randn(n, 3),
-    "map": lambda n: torch.randn(n, 3, 5, 7),
-    "one for all": lambda n: torch.randn(1, 3),
-}
-
-
-@pytest.mark.parametrize("form", CONDITIONS)
-def test_conditions(form):
-    """Of both resolutions, through whatever the network does with them."""
-    torch.manual_seed(0)
-    layers = {
-        "encoder": nn.Sequential(ConditionProjection(3, 6), nn.Softplus()),
-        "coarse": ConditionProjection(3, 6, stride=2),
-        "first": first(),
-        "down": ShiftedConv2d(6, 6, (2, 2), shift="down_right", stride=2),
-        "up": ShiftedConvTranspose2d(6, 6, (2, 2), shift="down_right", output_size=(5, 7)),
-        "last": head(12),
-    }
-
-    def call(net, x, condition):
-        encoded = net.encoder(condition)
-        h = net.first(x) * encoded + encoded
-        half = torch.tanh(net.down(h) + net.coarse(condition))
-        return net.last(torch.cat([h + net.up(half), h - encoded], 1))
-
-    network = Network(call, **layers).double()
-    condition = CONDITIONS[form](4).double()
-    drawn = both(network, (5, 7), 4, condition=condition)
-    other = AncestralSampler(network, (1, 5, 7), Categorical(1, LEVELS))
-    torch.manual_seed(2)
-    uniforms = torch.rand(4, 1, 5, 7, dtype=torch.float64)
-    assert not torch.equal(other(uniforms, condition), other(uniforms, condition + 2))
-    assert drawn.shape == (4, 1, 5, 7)
 
 
 def test_known_levels_are_kept_and_seen():

@@ -279,7 +279,8 @@ class Pyramid:
 
 
 class RealNumbers:
-    """A 3x3 "A", the sum with a map, tanh, 1x1: means and log scales of three real channels.
+    """A 3x3 "A", the sum with a map and with a projection of it, tanh, 1x1: means and log scales of
+    three real channels.
 
     Some log scales lie beyond the largest that counts.
     """
@@ -288,15 +289,16 @@ class RealNumbers:
     conditions = ("map",)
 
     def __init__(self):
-        first, self.bias, self.last, self.last_bias = parameters(
-            (12, 3, 3, 3), (12,), (6, 12), (6,)
+        first, self.bias, self.last, self.last_bias, self.projection = parameters(
+            (12, 3, 3, 3), (12,), (6, 12), (6,), (12, 12)
         )
         self.first = causal_mask(first, "A")
         self.last_bias = self.last_bias * 0.2
         self.last_bias[3] = -9
 
     def __call__(self, x, given):
-        h = (F.conv2d(x, self.first, self.bias, padding=1) + given).tanh()
+        projected = F.conv2d(given, self.projection[:, :, None, None])
+        h = (F.conv2d(x, self.first, self.bias, padding=1) + given + projected).tanh()
         return F.conv2d(h, self.last[:, :, None, None], self.last_bias)
 
     def program(self, width, dtype):
@@ -304,8 +306,11 @@ class RealNumbers:
         image = w.node(3, rows=2, pad=1)
         above, h, out = w.node(12), w.node(12), w.node(6)
         given = w.node(12, place=MAP, condition=0)
+        known = w.node(12)
         w.conv(image, h, self.first[:, :, :2], self.bias, row_sum=above)
-        w.step(ADD, h, 12, a=h, b=given)
+        itself = [(0, 0, -1, self.projection)]
+        w.step(LINEAR, known, 12, a=given, terms=[(given, 0, SAME, itself)], row=True)
+        w.step(ADD, h, 12, a=h, b=known)
         w.step(TANH, h, 12, a=h)
         centre = [(0, 0, -1, self.last)]
         w.step(LINEAR, out, 6, constants=self.last_bias, terms=[(h, 0, SAME, centre)])

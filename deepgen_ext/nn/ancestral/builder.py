@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
 from .convolutions import Convolution, is_centre, matrices_of, rows_of
+from .draws import Distribution, draws_of
 from .features import DRAWN, EVERYTHING, NOTHING, Feature, Reach
-from .program import Kind, Place, Program, Ratio, Step, Tap, Term
-
-
-class CannotCompile(TypeError):
-    """A layer that no program expresses, or one that sees what it must predict."""
+from .program import CannotCompile, Kind, Place, Program, Ratio, Step, Tap, Term
 
 
 class Builder:
@@ -54,7 +50,7 @@ class Builder:
     def pointwise(self, kind: Kind, a: Feature, b: Feature | None = None) -> Feature:
         """f(a) or f(a, b), channel by channel."""
         if b is not None:
-            a, b = _at_stride(a, b.stride), _at_stride(b, a.stride)
+            a, b = a.at_stride(b.stride), b.at_stride(a.stride)
         if b is not None and (a.channels, a.stride) != (b.channels, b.stride):
             raise CannotCompile(
                 f"combines {a.channels} channels at stride {a.stride} with {b.channels} channels "
@@ -114,7 +110,7 @@ class Builder:
     def concatenate(self, parts: Sequence[Feature], kinds: Sequence[Kind] = ()) -> Feature:
         """The parts one behind the other, each under its own function."""
         stride = max(part.stride for part in parts)
-        parts = [_at_stride(part, stride) for part in parts]
+        parts = [part.at_stride(stride) for part in parts]
         if len({part.stride for part in parts}) > 1:
             raise CannotCompile("concatenates feature maps of several resolutions")
         self._refuse_groups(parts, "concatenates")
@@ -144,8 +140,12 @@ class Builder:
         self._place(out, 1, lambda group, of: step)
         return out
 
-    def convolve(self, a: Feature, conv: Convolution) -> Feature:
-        """A convolution. What it takes from earlier rows is summed once a row, the rest a pixel."""
+    def convolve(
+        self, a: Feature, conv: Convolution, known: Sequence[tuple[Feature, Convolution]] = ()
+    ) -> Feature:
+        """A convolution, plus those of `known`, 1x1 of conditions. What is taken from earlier rows,
+        or known, is summed once a row, the rest a pixel.
+        """
         if a.channels != conv.in_channels:
             raise CannotCompile(f"expects {conv.in_channels} channels, got {a.channels}")
         if conv.ratio == Ratio.COARSER and a.stride % 2:
@@ -154,70 +154,35 @@ class Builder:
         reach = max(self._reach_through(a, conv, tap) for tap in conv.taps)
         for tap in conv.taps:
             self._read(a, tap, conv.ratio)
+        for c, projection in known:
+            if (projection.out_channels, c.stride) != (conv.out_channels, stride):
+                raise CannotCompile(
+                    f"adds {projection.out_channels} channels at stride {c.stride} to "
+                    f"{conv.out_channels} channels at stride {stride}"
+                )
         dst = self.program.add_node(Place.CACHED, conv.out_channels, stride)
         out = Feature(dst, 0, conv.out_channels, stride, reach, conv.groups)
         early = [tap for tap in conv.taps if _before_row(a, tap, conv.ratio)]
         late = [tap for tap in conv.taps if tap not in early]
         sums = -1
-        if not reach.before_row and early:
+        if not reach.before_row and (early or known):
             sums = self.program.add_node(Place.CACHED, conv.out_channels, stride)
             for group in range(conv.groups):
-                step = self._linear(a, conv, early, sums, -1, group)
+                step = self._linear(a, conv, early, sums, -1, group, known)
                 self.program.row_steps.append(step)
-        taps = late if sums >= 0 else list(conv.taps)
+        taps, late_known = (late, ()) if sums >= 0 else (list(conv.taps), known)
         self._place(
             out,
             conv.groups,
-            lambda group, _: self._linear(a, conv, taps, dst, sums, group),
+            lambda group, _: self._linear(a, conv, taps, dst, sums, group, late_known),
             always_by_group=True,
         )
         return out
 
-    def draw_categorical(self, logits: Feature, n_levels: int) -> None:
-        """Each channel of the image from its own `n_levels` logits."""
-        channels = self.image.channels
-        self._check_parameters(logits, channels * n_levels)
-        for channel in range(channels):
-            group = channel * self.groups // channels
-            begin = logits.channel + channel * n_levels
-            self._draws[group].append(
-                Step(
-                    Kind.CATEGORICAL,
-                    self.image.node,
-                    channel,
-                    1,
-                    logits.node,
-                    begin,
-                    dy=channel,
-                )
-            )
-
-    def draw_mixture(self, parameters: Feature, mixtures: int) -> None:
-        """All channels of the image from one mixture of logistic distributions."""
-        channels = self.image.channels
-        self._check_parameters(
-            parameters, mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
-        )
-        self._draws[0].append(
-            Step(
-                Kind.MIXTURE,
-                self.image.node,
-                0,
-                channels,
-                parameters.node,
-                parameters.channel,
-                dy=mixtures,
-            )
-        )
-
-    def draw_gaussian(self, parameters: Feature) -> None:
-        """All channels of the image, real numbers, from [means][log scales]."""
-        channels = self.image.channels
-        self._check_parameters(parameters, 2 * channels)
-        step = Step(
-            Kind.GAUSSIAN, self.image.node, 0, channels, parameters.node, parameters.channel
-        )
-        self._draws[0].append(step)
+    def draw(self, parameters: Feature, distribution: Distribution) -> None:
+        """The image's channels from the network's output."""
+        for turn, step in draws_of(distribution, parameters, self.image, self.groups):
+            self._draws[turn].append(step)
 
     # ------------------------------------------------------------ dependencies
 
@@ -281,9 +246,16 @@ class Builder:
         node.pad = max(node.pad, abs(tap.dx))
 
     def _linear(
-        self, a: Feature, conv: Convolution, taps: list[Tap], dst: int, start: int, group: int
+        self,
+        a: Feature,
+        conv: Convolution,
+        taps: list[Tap],
+        dst: int,
+        start: int,
+        group: int,
+        known: Sequence[tuple[Feature, Convolution]],
     ) -> Step:
-        """Output group `group` of a convolution from some of its taps."""
+        """Output group `group` of a convolution from some of its taps, plus those of `known`."""
         begin = conv.out_channels * group // conv.groups
         end = conv.out_channels * (group + 1) // conv.groups
         centre_channels = conv.in_channels
@@ -298,19 +270,13 @@ class Builder:
             if channels and chosen:
                 weights = matrices_of(conv, begin, end, channels, chosen)
                 terms.append(Term(a.node, a.channel, channels, conv.ratio, chosen, weights))
-        bias = None
-        if start < 0 and conv.bias is not None:
-            bias = rows_of(conv.bias, begin, end)
+        for c, projection in known:
+            chosen = list(projection.taps)
+            weights = matrices_of(projection, begin, end, c.channels, chosen)
+            terms.append(Term(c.node, c.channel, c.channels, projection.ratio, chosen, weights))
+        biases = [p.bias for p in (conv, *(p for _, p in known)) if p.bias is not None]
+        bias = rows_of(biases, begin, end) if start < 0 and biases else None
         return Step(Kind.LINEAR, dst, begin, end - begin, start, begin, constants=bias, terms=terms)
-
-    def _check_parameters(self, parameters: Feature, expected: int) -> None:
-        if parameters.channels != expected or parameters.stride != 1:
-            raise CannotCompile(
-                f"the network's output must have {expected} channels at the image's resolution, "
-                f"got {parameters.channels} at stride {parameters.stride}"
-            )
-        if not parameters.reach.is_causal:
-            raise CannotCompile("the network's output sees the pixel that it predicts")
 
     def _common_groups(self, features: Sequence[Feature]) -> int:
         """Of those that depend on their own pixel; features known before have no order."""
@@ -330,8 +296,3 @@ class Builder:
 def _before_row(a: Feature, tap: Tap, ratio: Ratio) -> bool:
     """Whether what a tap reads is known before the first pixel of the row is drawn."""
     return a.reach.before_row or tap.dy < 0 or (ratio == Ratio.COARSER and tap.phase >= 2)
-
-
-def _at_stride(a: Feature, stride: int) -> Feature:
-    """A vector is the same everywhere and fits every resolution: its own stride is 0."""
-    return replace(a, stride=stride) if a.stride == 0 else a

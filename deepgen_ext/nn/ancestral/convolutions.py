@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,6 +150,6 @@ def matrices_of(
     return matrices
 
 
-def rows_of(values: Callable[[], Tensor], begin: int, end: int) -> Callable[[], Tensor]:
-    """Part of a bias."""
-    return lambda: values()[begin:end]
+def rows_of(biases: Sequence[Callable[[], Tensor]], begin: int, end: int) -> Callable[[], Tensor]:
+    """Part of the sum of some biases."""
+    return lambda: sum(bias()[begin:end] for bias in biases)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 EVERYTHING = 1 << 20  # as a group: all channels of the pixel
 
@@ -60,3 +60,7 @@ class Feature:
         """The first channel and the number of channels of a group."""
         begin = self.channels * index // groups
         return self.channel + begin, self.channels * (index + 1) // groups - begin
+
+    def at_stride(self, stride: int) -> Feature:
+        """A vector is the same everywhere and fits every resolution: its own stride is 0."""
+        return replace(self, stride=stride) if self.stride == 0 else self

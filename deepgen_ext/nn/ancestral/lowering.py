@@ -1,9 +1,9 @@
-"""From a network of layers to a program: torch.fx records the calls, each is written by a Builder."""
+"""From the calls of a network to a program: each is written by a Builder."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,118 +11,51 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from deepgen_ext.nn.gates import AppendOnes, ConcatELU, Gate, GatedSigmoid
-from deepgen_ext.nn.masked_conv2d import MaskedConv2d
-from deepgen_ext.nn.shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
+from deepgen_ext.nn.shifted_conv2d import Shift
 
-from .builder import Builder, CannotCompile
+from .builder import Builder
+from .conditions import SUMS, Conditions, added_projection
 from .convolutions import as_convolution
 from .features import Feature
-from .program import Kind
+from .program import CannotCompile, Kind
 
-LEAVES = (
-    MaskedConv2d,
-    ShiftedConv2d,
-    ShiftedConvTranspose2d,
-    Shift,
-    Gate,
-    GatedSigmoid,
-    ConcatELU,
-    AppendOnes,
-)
 IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 
 
-class CallsOfNetwork(fx.Tracer):
-    """Records a forward pass. What is called on conditions alone stays one call, whatever is in it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_image: set[fx.Node] = set()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, LEAVES) or super().is_leaf_module(m, module_qualified_name)
-
-    def call_module(self, m: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
-        proxies: list[fx.Node] = []
-        fx.node.map_aggregate((args, kwargs), lambda a: _collect(a, proxies))
-        if not any(node in self.of_image for node in proxies):
-            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
-        return super().call_module(m, forward, args, kwargs)
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        node = super().create_node(*args, **kwargs)
-        is_image = node.op == "placeholder" and not any(
-            other.op == "placeholder" for other in self.graph.nodes if other is not node
-        )
-        if is_image or any(source in self.of_image for source in node.all_input_nodes):
-            self.of_image.add(node)
-        return node
-
-
-def _collect(value: Any, proxies: list[fx.Node]) -> Any:
-    if isinstance(value, fx.Proxy):
-        proxies.append(value.node)
-    return value
-
-
-def record(network: nn.Module, has_condition: bool) -> tuple[fx.Graph, set[fx.Node]]:
-    """The calls of network.forward(x) or forward(x, condition), and which depend on x."""
-    tracer = CallsOfNetwork()
-    try:
-        graph = tracer.trace(network, None if has_condition else {"condition": None})
-    except CannotCompile:
-        raise
-    except Exception as error:
-        raise CannotCompile(
-            f"{type(network).__name__}.forward cannot be recorded: {error}. A network to be drawn "
-            f"from has a fixed sequence of layers; only `if condition is None` may branch"
-        ) from error
-    for node in reversed(graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output"):
-            graph.erase_node(node)
-    return graph, tracer.of_image & set(graph.nodes)
-
-
-def conditions_of(graph: fx.Graph, of_image: set[fx.Node]) -> list[fx.Node]:
-    """The values that join the image's features and do not depend on the image themselves."""
-    return [
-        node
-        for node in graph.nodes
-        if node not in of_image and any(user in of_image for user in node.users)
-    ]
-
-
 class Lowering:
-    """Walks over recorded calls and has each written by the builder.
+    """Walks over recorded calls and has each written by the builder, from the conditions on.
 
-    `conditions` says of each condition its channels, its stride and whether it is a map.
+    A projection of a condition that is added to a convolution becomes part of that convolution.
     """
 
     def __init__(
         self,
         network: nn.Module,
         builder: Builder,
-        conditions: Mapping[fx.Node, tuple[int, int, bool]],
+        conditions: Conditions,
     ) -> None:
         self.network = network
+        self.projections = conditions.projections
         self.builder = builder
         self.values: dict[fx.Node, Any] = {
-            node: builder.condition(*shape) for node, shape in conditions.items()
+            node: builder.condition(*form) for node, form in conditions.forms.items()
         }
         self.ones = 0  # conditions behind the others that are a channel of ones
 
     def run(self, graph: fx.Graph, of_image: set[fx.Node]) -> Feature:
         """The feature that the network returns."""
+        added = {node: self._added_to(node) for node in graph.nodes if node in of_image}
+        calls = (of_image | self.projections) - set(added.values())
         for node in graph.nodes:
             if node.op == "output":
                 return self._feature(node.args[0], "the network's output")
-            if node not in of_image:
+            if node not in calls or node in self.values:
                 continue
             if node.op == "placeholder":
                 self.values[node] = self.builder.image
                 continue
             try:
-                self.values[node] = self._call(node)
+                self.values[node] = self._call(node, added.get(node))
             except CannotCompile as error:
                 raise CannotCompile(f"{self._name(node)}: {error}") from None
         raise CannotCompile(f"{type(self.network).__name__}.forward returns nothing")
@@ -141,10 +74,25 @@ class Lowering:
             raise CannotCompile(f"{what} must be one feature map, got {value!r}")
         return found
 
-    def _call(self, node: fx.Node) -> Any:
+    def _added_to(self, node: fx.Node) -> fx.Node | None:
+        """The projection that a convolution takes over."""
+        if (
+            node.op != "call_module"
+            or as_convolution(self.network.get_submodule(node.target)) is None
+        ):
+            return None
+        return added_projection(node, self.projections)
+
+    def _call(self, node: fx.Node, projection: fx.Node | None) -> Any:
         if node.op == "call_module":
             module = self.network.get_submodule(node.target)
-            return self._module(module, self._feature(node.args[0], "its input"))
+            a = self._feature(node.args[0], "its input")
+            if projection is None:
+                return self._module(module, a)
+            c = self._feature(projection.args[0], "its input")
+            known = as_convolution(self.network.get_submodule(projection.target))
+            total = self.builder.convolve(a, as_convolution(module), [(c, known)])
+            return self.values.setdefault(next(iter(node.users)), total)
         handler = HANDLERS.get(node.target)
         if handler is None:
             raise CannotCompile(
@@ -284,7 +232,7 @@ for _kind, _names in {
 }.items():
     HANDLERS.update(dict.fromkeys(_names, _unary(_kind)))
 for _kind, _names in {
-    Kind.ADD: (operator.add, operator.iadd, torch.add, "add", "add_"),
+    Kind.ADD: SUMS,
     Kind.SUBTRACT: (operator.sub, operator.isub, torch.sub, "sub", "sub_"),
     Kind.MULTIPLY: (operator.mul, operator.imul, torch.mul, "mul", "mul_"),
 }.items():

@@ -15,6 +15,10 @@ from torch import Tensor
 PANEL_BYTES = 64
 
 
+class CannotCompile(TypeError):
+    """A layer that no program expresses, or one that sees what it must predict."""
+
+
 class Place(IntEnum):
     CACHED = 0
     MAP = 1

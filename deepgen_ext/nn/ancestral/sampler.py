@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from deepgen_ext.nn.pixel_distributions import (
-    Categorical,
-    DiagonalGaussian,
-    DiscretizedLogisticMixture,
-)
+from deepgen_ext.nn.pixel_distributions import Categorical
 from deepgen_ext.ops import ancestral_sample
 
 from .builder import Builder
-from .lowering import Lowering, conditions_of, record
+from .conditions import Conditions, ConditionValues
+from .draws import Distribution
+from .lowering import Lowering
 from .program import Packing
+from .recording import record
 
 MAX_TILE = 16  # samples of a tile on the CPU: more of them leave the caches' caches
 
@@ -49,7 +48,7 @@ class AncestralSampler:
     `nn.Conv2d` with kernel_size=1, `nn.BatchNorm2d` (as in evaluation), `nn.Dropout` (as in
     evaluation), ReLU, ELU, Tanh, Sigmoid as modules or functions, +, -, * of feature maps or with
     numbers, `torch.cat` and `chunk` of channels. What depends on the condition alone may be
-    anything: it is run as it is.
+    anything: it is run as it is, once an image.
 
         class Network(nn.Module):
             def __init__(self):
@@ -82,7 +81,7 @@ class AncestralSampler:
         self,
         network: nn.Module,
         image_shape: Sequence[int],
-        distribution: Categorical | DiscretizedLogisticMixture | DiagonalGaussian,
+        distribution: Distribution,
     ) -> None:
         self.network = network
         self.image_shape = tuple(image_shape)
@@ -124,10 +123,10 @@ class AncestralSampler:
             raise ValueError("levels and known: expected both or neither")
         n, _, height, _ = uniforms.shape
         dtype, device = self._dtype_and_device(uniforms)
-        conditions, shapes = self._conditions(condition, n, dtype)
-        compiled = self._compile(condition is not None, shapes, dtype)
+        conditions = self._conditions(condition, n, dtype)
+        compiled = self._compile(condition is not None, conditions, dtype)
         weights = self._packed(compiled, dtype, device)
-        conditions += [torch.ones(n, 1, dtype=dtype, device=device)] * compiled.ones
+        ones = [torch.ones(n, 1, dtype=dtype, device=device)] * compiled.ones
         kind = dtype if self.distribution.n_levels is None else torch.int64
         if known is None:
             drawn = torch.zeros(uniforms.shape, dtype=kind, device=device)
@@ -141,7 +140,7 @@ class AncestralSampler:
             ancestral_sample(
                 compiled.words,
                 weights,
-                conditions,
+                conditions.tensors + ones,
                 uniforms,
                 drawn,
                 caches,
@@ -160,8 +159,8 @@ class AncestralSampler:
     def cache_bytes(self, condition: Tensor | None = None) -> int:
         """Of the activations that are kept for one sample."""
         dtype, _ = self._dtype_and_device(torch.empty(0))
-        _, shapes = self._conditions(condition, 1, dtype)
-        compiled = self._compile(condition is not None, shapes, dtype)
+        conditions = self._conditions(condition, 1, dtype)
+        compiled = self._compile(condition is not None, conditions, dtype)
         return compiled.cache_per_sample * dtype.itemsize
 
     def _dtype_and_device(self, uniforms: Tensor) -> tuple[torch.dtype, torch.device]:
@@ -191,59 +190,22 @@ class AncestralSampler:
             self._recorded[has_condition] = record(self.network, has_condition)
         return self._recorded[has_condition]
 
-    def _conditions(
-        self, condition: Tensor | None, n: int, dtype: torch.dtype
-    ) -> tuple[list[Tensor], list[tuple[int, int, bool]]]:
-        """What the network makes of the condition, as the kernels read it, and the forms."""
+    def _conditions(self, condition: Tensor | None, n: int, dtype: torch.dtype) -> Conditions:
+        """What the network makes of the condition, as the kernels read it."""
         graph, of_image = self._record(condition is not None)
-        wanted = conditions_of(graph, of_image)
-        values = ConditionValues(self.network, graph, of_image).of(wanted, condition)
-        tensors, shapes = [], []
-        for node, value in zip(wanted, values, strict=True):
-            tensor, shape = self._laid_out(value, str(node), n)
-            tensors.append(tensor.to(dtype).contiguous())
-            shapes.append(shape)
-        return tensors, shapes
+        values = ConditionValues(self.network, graph, of_image)
+        return values.of(condition, n, self.image_shape[1:], dtype)
 
-    def _laid_out(self, value: Any, name: str, n: int) -> tuple[Tensor, tuple[int, int, bool]]:
-        if not isinstance(value, Tensor) or value.ndim not in (2, 3, 4):
-            raise ValueError(f"condition: {name} must be (n, K) or (n, K, H, W), got {value!r}")
-        if value.ndim == 3:
-            value = value[None]
-        if value.shape[0] not in (1, n):
-            raise ValueError(f"condition: expected {n} samples, got {value.shape[0]}")
-        value = value.expand(n, *value.shape[1:])
-        if value.ndim == 2 or value.shape[2:] == (1, 1):
-            return value.flatten(1), (value.shape[1], 0, False)
-        _, height, width = self.image_shape
-        stride = 1
-        while (-(-height // stride), -(-width // stride)) != tuple(value.shape[2:]):
-            stride *= 2
-            if stride > max(height, width):
-                raise ValueError(
-                    f"condition: {name} is a map of {tuple(value.shape[2:])}, and the image has "
-                    f"{(height, width)}"
-                )
-        return value.permute(2, 3, 0, 1), (value.shape[1], stride, True)
-
-    def _compile(
-        self, has_condition: bool, shapes: Sequence[tuple[int, int, bool]], dtype: torch.dtype
-    ) -> Compiled:
-        key = (has_condition, tuple(shapes), dtype)
+    def _compile(self, has_condition: bool, conditions: Conditions, dtype: torch.dtype) -> Compiled:
+        key = (has_condition, conditions.key, dtype)
         if key not in self._compiled:
             graph, of_image = self._record(has_condition)
             categorical = isinstance(self.distribution, Categorical)
             groups = self.distribution.groups_in_order if categorical else 1
             builder = Builder(self.image_shape[0], groups)
-            wanted = dict(zip(conditions_of(graph, of_image), shapes, strict=True))
-            lowering = Lowering(self.network, builder, wanted)
+            lowering = Lowering(self.network, builder, conditions)
             parameters = lowering.run(graph, of_image)
-            if categorical:
-                builder.draw_categorical(parameters, self.distribution.n_levels)
-            elif isinstance(self.distribution, DiagonalGaussian):
-                builder.draw_gaussian(parameters)
-            else:
-                builder.draw_mixture(parameters, self.distribution.mixtures)
+            builder.draw(parameters, self.distribution)
             program = builder.finish()
             words, packings = program.encode(self.image_shape[2], dtype)
             length = max((p.begin + p.length for p in packings), default=0)
@@ -251,23 +213,6 @@ class AncestralSampler:
                 words, packings, length, program.cache_per_sample, lowering.ones
             )
         return self._compiled[key]
-
-
-class ConditionValues(fx.Interpreter):
-    """Runs the calls that do not depend on the image."""
-
-    def __init__(self, network: nn.Module, graph: fx.Graph, of_image: set[fx.Node]) -> None:
-        super().__init__(network, garbage_collect_values=False, graph=graph)
-        self.of_image = of_image
-
-    def of(self, wanted: Sequence[fx.Node], condition: Tensor | None) -> list[Any]:
-        self.run(None, *([] if condition is None else [condition]))
-        return [self.env[node] for node in wanted]
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "output" or (n in self.of_image and n.op != "placeholder"):
-            return None
-        return super().run_node(n)
 
 
 def _same(state: Sequence[Tensor], before: Sequence[Tensor]) -> bool:
