@@ -71,3 +71,20 @@ def test_starts_as_standard_normal():
 def test_an_even_kernel_is_refused():
     with pytest.raises(ValueError, match="kernel_size: expected an odd number, got 4"):
         GridPrior(GRID, 3, channels=6, layers=2, kernel_size=4)
+
+
+def test_blocks_add_to_what_they_are_given():
+    """A middle block that adds nothing hands on what the first has seen of the row."""
+    torch.manual_seed(0)
+    prior = randomize(GridPrior(GRID, 3, channels=6, layers=3, kernel_size=3), 0.3).double()
+    z, condition = inputs(1)
+    with torch.no_grad():
+        for parameter in prior.network.blocks[1].residual.parameters():
+            parameter.zero_()
+        for block in prior.network.blocks[:2]:  # the last block alone is read
+            for parameter in block.skip.parameters():
+                parameter.zero_()
+        other = z.clone()
+        other[:, :, 1, 0] += 1
+        moved = (prior(other, condition)[0] - prior(z, condition)[0]).abs().amax((0, 1))
+    assert moved[1, 1] > 1e-6
