@@ -64,9 +64,9 @@ def joined_early(net, x, c):
 
 
 def used_twice(net, x, c):
-    """One projection in two layers, one that is scaled, one of a convolution that is read again."""
+    """A projection that is added and multiplied, one that scales, one of a convolution read again."""
     p, h = net.conditions[0](c), net.first(x)
-    total = net.square(h + p) + p
+    total = net.square(h + p) * p
     h = net.square(total.relu())
     return net.last((h + net.biased(c)) * net.conditions[1](c) - h)
 
