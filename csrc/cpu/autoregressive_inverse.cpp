@@ -9,8 +9,8 @@
 // of the weights below. Not right-looking (a finished block added to all later units): that would
 // walk down columns of row-major weights and read and write every sum once a block.
 // Measured against one full forward of the same net (2 threads, hidden 512x2): 784 dimensions, 64
-// samples 0.5 (float64 0.65), one sample 0.5 (0.45); 64 dimensions, 64 samples 0.6 (0.55). The floor
-// is 0.5: that forward multiplies the masked half too. Products run at 69 GFLOP/s a core. One
+// samples 0.5 (float64 0.65), one sample 0.5 (0.45); 64 dimensions, 64 samples 0.6 (0.55). The
+// floor is 0.5: that forward multiplies the masked half too. Products run at 69 GFLOP/s a core. One
 // sample (autoregressive_single.h) is bound by the chain from x_i to x_{i+1}, 50 us of 72, while
 // its weights stream at 45 GB/s on the other thread.
 #include "../autoregressive_inverse.h"
