@@ -329,11 +329,16 @@ def test_cuda_kernels_in_emulation(emulated, dtype, bins):
             continue
         x, *parameters = (t.to(dtype) for t in inputs_of(shape, bins))
         grad = torch.randn(shape).to(dtype)
-        grad_log_det = torch.randn(shape[0], dtype=torch.promote_types(dtype, torch.float32))
+        dense = torch.randn(shape[0], dtype=torch.promote_types(dtype, torch.float32))
+        strided = torch.stack((dense, -dense), 1)[:, 0]
         packed = torch.cat(parameters, -1)
         if len(shape) == 4:
             packed = packed.movedim(-1, 2).contiguous().movedim(2, -1)
-        for each, inverse in ((parameters, False), (packed.split(sizes, -1), True)):
+        slices = packed.split(sizes, -1)
+        for each, inverse, grad_log_det in (
+            (parameters, False, dense),
+            (slices, True, strided),
+        ):
             options = (inverse, *OPTIONS)
             given = (x, *each, *options)
             check_emulated("rational_quadratic_spline", *given, magnified=10)
