@@ -27,9 +27,10 @@ def run_affine_coupling(ops, dtype, layout):
         sum_type = torch.promote_types(dtype, torch.float32)
         grad_log_det = torch.randn(shape[0], dtype=sum_type)
         mask = torch.rand(shape[-2:]) < 0.5 if layout == "contiguous" else None
-        for scale_map, inverse in itertools.product(
-            ("exp", "tanh", "sigmoid", "atan"), (False, True)
-        ):
+        scale_maps = ["exp", "tanh", "sigmoid", "atan"]
+        if layout == "contiguous":
+            scale_maps += ["softclip", "softplus", "floored_sigmoid"]
+        for scale_map, inverse in itertools.product(scale_maps, (False, True)):
             options = (mask, scale_map, 2.0, inverse)
             ops.affine_coupling(x, raw, shift, *options)
             ops.affine_coupling_backward(grad, grad_log_det, x, raw, *options)
@@ -171,7 +172,7 @@ def run_autoregressive_inverse(ops, dtype, layout):
         residual = len(hidden) == 3
         if residual:
             degrees = [degrees[0]] * 3
-        for element, parameters in (("affine", 2), ("spline", 11)):
+        for element, parameters in (("affine", 2), ("spline", 11), ("softclip_spline", 11)):
             sizes = [D, *hidden, D * parameters]
             weights = [torch.randn(b, a).to(dtype) for a, b in itertools.pairwise(sizes)]
             biases = [torch.randn(n, b).to(dtype) for b in sizes[1:]]
