@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -236,3 +237,18 @@ def test_bad_input_is_named(make, x, message: str) -> None:
 def test_sequential_refuses_what_is_no_transform() -> None:
     with pytest.raises(TypeError, match=r"transforms\[1\].*Linear"):
         Sequential(Squeeze(), torch.nn.Linear(2, 2))
+
+
+def test_glow_conv_net_keeps_its_channels_last(tmp_path) -> None:
+    net = GlowConvNet(2, 4, 6, context_features=3)
+    net.output.weight.data.normal_()
+    usual = GlowConvNet(2, 4, 6, context_features=3).to(memory_format=torch.contiguous_format)
+    usual.load_state_dict(net.state_dict())
+    torch.save(usual.state_dict(), tmp_path / "usual.pt")
+    again = GlowConvNet(2, 4, 6, context_features=3)
+    again.load_state_dict(torch.load(tmp_path / "usual.pt"))  # values come, the layout stays
+    x, context = torch.randn(3, 2, 5, 4), torch.randn(3, 3)
+    for module in (net, again, copy.deepcopy(net), net.double().float()):
+        h = module(x, context)
+        assert h.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(h, usual(x, context))
