@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "deepgen_ext"
 OPS = sorted(path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp"))
 
-# What each part may import of the package. reference is a leaf that nothing shipped imports, but for the
-# measurement in the demo, which compares with it.
+# What each part may import of the package. reference is a leaf that nothing shipped imports, but for
+# measurements, which compare with it: the demo's and those of profiling.
 MAY_IMPORT = {
     "_extension": set(),
     "reference": set(),
@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "nn": {"ops"},
     "compat": {"ops", "nn"},
     "models": {"ops", "nn", "objectives"},
+    "profiling": {"ops", "reference", "_extension"},
     "recipes": {"ops", "nn", "objectives", "models", "_extension"},
-    "cli": {"recipes", "_extension"},
+    "cli": {"recipes", "profiling", "_extension"},
 }
 EXCEPTIONS = {("recipes/demo.py", "reference")}
 

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import harness, models, peers, run
 from benchmarks.harness import Case, Curve, Entry, Result, Rival, Row, Setting, Summary
+from deepgen_ext.profiling import measurement
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = Setting(tiny=True, budget=0.0)
@@ -116,10 +117,10 @@ def test_medians_spreads_and_ratios():
 
 
 def test_rounds_are_interleaved_and_rotated(monkeypatch):
-    monkeypatch.setattr(harness, "_cpu_seconds", lambda run, count: (run(), 1.0)[1])
+    monkeypatch.setattr(measurement, "_cpu_seconds", lambda run, count: (run(), 1.0)[1])
     calls = []
     rows = [(Row(name), partial(calls.append, name)) for name in "abc"]
-    harness._time(rows, TINY)
+    measurement._time(rows, TINY)
     assert "".join(calls[-6:]) == "abcbca"
 
 

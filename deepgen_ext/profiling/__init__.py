@@ -1,0 +1,1 @@
+"""What `deepgen_ext.profile()` and `deepgen profile` are made of."""
