@@ -16,7 +16,7 @@ OUT ?= demo
 # A few threads that spin briefly: with OpenMP's default a busy neighbour stalls every parallel region.
 export GOMP_SPINCOUNT ?= 2000
 
-.PHONY: help demo test quick-test build lint format bench clean
+.PHONY: help demo test quick-test build lint format bench gpu clean
 
 help:
 	@echo "make demo        install, compile, train a small Glow, sample it, measure (OUT=demo)"
@@ -24,6 +24,7 @@ help:
 	@echo "make quick-test  the tests without the emulation's own and without processes"
 	@echo "make build       install and compile only"
 	@echo "make bench       measure every op and model against its rivals"
+	@echo "make gpu         on a GPU: its tests, again under compute-sanitizer, and the measurements"
 	@echo "make lint        check the format and lint of Python and C++"
 	@echo "make format      apply the format"
 	@echo "make clean       remove what was built (the environment stays)"
@@ -81,6 +82,17 @@ quick-test: build
 
 bench: build
 	@$(RUN) benchmarks/run.py
+
+# Without torch's cache of memory the sanitizer knows each tensor's own bounds.
+gpu: build
+	@$(RUN) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("make gpu: torch sees no CUDA device")'
+	@$(RUN) -m pytest -m gpu
+	@for tool in memcheck racecheck synccheck initcheck; do \
+	  echo "compute-sanitizer --tool $$tool"; \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(RUN) -m pytest -q -m gpu tests/ops || exit 1; \
+	done
+	@$(RUN) benchmarks/run.py --device cuda --save
 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/emulation/*.h' 'tests/emulation/*.cu')
 

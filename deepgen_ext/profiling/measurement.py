@@ -209,10 +209,10 @@ def _contenders(case: Case, setting: Setting) -> Iterator[tuple[Rival, bool]]:
     if setting.device.type == "cuda":
         eager = [rival for rival in case.rivals if rival.name.startswith("eager")]
         for rival in (Rival(OURS, case.ours), *eager):
-            yield _graphed(rival), False
+            yield graphed(rival), False
 
 
-def _graphed(rival: Rival) -> Rival:
+def graphed(rival: Rival) -> Rival:
     """The same kernels launched as one CUDA graph: what is left without the cost of launching."""
     name = f"{rival.name}, CUDA graph"
     try:
@@ -241,10 +241,11 @@ def _refusal(run: Callable[[], Results], expected: Results | None, tolerance: fl
         results = run()
     except Exception as error:  # a rival that breaks is a line in the table, not the end of the run
         return f"failed: {_first_line(error)}"
-    return "" if expected is None else _difference(results, expected, tolerance)
+    return "" if expected is None else difference(results, expected, tolerance)
 
 
-def _difference(results: Results, expected: Results, tolerance: float) -> str:
+def difference(results: Results, expected: Results, tolerance: float) -> str:
+    """What is wrong with the results, in a few words; nothing where they are right."""
     if len(results) != len(expected):
         return f"WRONG: {len(results)} results where {len(expected)} are expected"
     for index, (actual, wanted) in enumerate(zip(results, expected, strict=True)):
