@@ -27,7 +27,7 @@ TINY = {
 }
 
 
-def _case(
+def case(
     kind: type, options: dict, shape: tuple[int, ...], n: int, naive: bool, setting: Setting
 ) -> Case:
     if setting.tiny:
@@ -146,18 +146,18 @@ def eager_incremental(model: PixelCNN, uniforms: Tensor) -> Results:
 
 GRAY, COLOUR = (1, 28, 28), (3, 32, 32)
 ENTRIES = [
-    Entry("PixelCNN 7x64 sampling, batch 16", partial(_case, PixelCNN, PLAIN, GRAY, 16, False)),
-    Entry("PixelCNN 7x64 sampling, batch 1", partial(_case, PixelCNN, PLAIN, GRAY, 1, False)),
+    Entry("PixelCNN 7x64 sampling, batch 16", partial(case, PixelCNN, PLAIN, GRAY, 16, False)),
+    Entry("PixelCNN 7x64 sampling, batch 1", partial(case, PixelCNN, PLAIN, GRAY, 1, False)),
     Entry(
         "gated PixelCNN 7x64 sampling, batch 16",
-        partial(_case, PixelCNN, {**PLAIN, "gated": True}, GRAY, 16, False),
+        partial(case, PixelCNN, {**PLAIN, "gated": True}, GRAY, 16, False),
     ),
     Entry(
         "PixelCNN++ 2x40 sampling, batch 16",
-        partial(_case, PixelCNNPlusPlus, NET, COLOUR, 16, False),
+        partial(case, PixelCNNPlusPlus, NET, COLOUR, 16, False),
     ),
     Entry(
         "PixelCNN 7x64 sampling, 12x12, batch 1",
-        partial(_case, PixelCNN, PLAIN, (1, 12, 12), 1, True),
+        partial(case, PixelCNN, PLAIN, (1, 12, 12), 1, True),
     ),
 ]

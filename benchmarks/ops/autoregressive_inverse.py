@@ -52,8 +52,7 @@ def _pass(z: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Results:
     return [F.linear(h, weights[-1], biases[-1])]
 
 
-def _case(dimensions: int, batch: int, setting: Setting) -> Case:
-    hidden = HIDDEN
+def case(dimensions: int, batch: int, setting: Setting, hidden: tuple[int, ...] = HIDDEN) -> Case:
     if setting.tiny:
         dimensions, batch, hidden = 5, min(batch, 3), (8, 8)
     order = torch.arange(dimensions)
@@ -107,7 +106,7 @@ def _case(dimensions: int, batch: int, setting: Setting) -> Case:
 
 
 ENTRIES = [
-    Entry("autoregressive_inverse D=784 batch 64", partial(_case, 784, 64)),
-    Entry("autoregressive_inverse D=784 batch 1", partial(_case, 784, 1)),
-    Entry("autoregressive_inverse D=64 batch 64", partial(_case, 64, 64)),
+    Entry("autoregressive_inverse D=784 batch 64", partial(case, 784, 64)),
+    Entry("autoregressive_inverse D=784 batch 1", partial(case, 784, 1)),
+    Entry("autoregressive_inverse D=64 batch 64", partial(case, 64, 64)),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -29,10 +29,10 @@ CHANNELS = [
 TINY = [(4, 3), (5, 4)]
 
 
-def weights_of(setting: Setting) -> list[Tensor]:
+def weights_of(setting: Setting, channels: Sequence[tuple[int, int]] = CHANNELS) -> list[Tensor]:
     return [
         setting.random(out, in_, 3, 3, seed=i, scale=(9 * in_) ** -0.5)
-        for i, (out, in_) in enumerate(TINY if setting.tiny else CHANNELS)
+        for i, (out, in_) in enumerate(TINY if setting.tiny else channels)
     ]
 
 
@@ -74,8 +74,8 @@ def specification(weights: list[Tensor], us: list[Tensor], vs: list[Tensor]) -> 
     return reference.spectral_normalize(weights, us, vs)[0]
 
 
-def _case(backward: bool, setting: Setting) -> Case:
-    weights = weights_of(setting)
+def case(backward: bool, setting: Setting, channels: Sequence[tuple[int, int]] = CHANNELS) -> Case:
+    weights = weights_of(setting, channels)
     us, vs = vectors_of(weights, setting)
     cotangents = [setting.random(*w.shape, seed=200 + i, scale=0.1) for i, w in enumerate(weights)]
 
@@ -208,8 +208,8 @@ def _eval_case(setting: Setting) -> Case:
 
 
 ENTRIES = [
-    Entry("power_iteration W / sigma forward", partial(_case, False)),
-    Entry("power_iteration W / sigma forward+backward", partial(_case, True)),
+    Entry("power_iteration W / sigma forward", partial(case, False)),
+    Entry("power_iteration W / sigma forward+backward", partial(case, True)),
     Entry("power_iteration norms alone", _norms_case),
     Entry("power_iteration eval", _eval_case),
 ]
