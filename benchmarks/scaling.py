@@ -74,7 +74,7 @@ def main(given: Sequence[str] | None = None) -> int:
     about = run.describe(setting, options.threads) | {"commit": commit_of_code()}
     start = time.perf_counter()
     for curve in curves:
-        path = options.out / f"{curve.name}.csv"
+        path = options.out / f"{file_of(curve, options.threads)}.csv"
         xs = curve.xs[:2] if options.tiny else curve.xs
         for x in xs:
             lines = read(path)
@@ -90,10 +90,16 @@ def main(given: Sequence[str] | None = None) -> int:
             write(path, [line for line in lines if float(line["x"]) != x] + new)
             print(f"{curve.name}: {curve.x_label} = {x:g}: " + told(new), flush=True)
         if not options.list and read(path):
-            draw(curve, read(path), options.out / f"{curve.name}.png")
+            draw(curve, read(path), path.with_suffix(".png"))
     if not options.list and options.out.is_dir():
-        (options.out / "README.md").write_text(summary(CURVES, options.out, read))
+        known = [(c, file_of(c, n)) for c in CURVES for n in (2, 1)]
+        (options.out / "README.md").write_text(summary(known, options.out, read))
     return 0
+
+
+def file_of(curve: Scaling, threads: int) -> str:
+    """Counts do not depend on threads."""
+    return curve.name if threads == 2 or curve.count else f"{curve.name}-{threads}-thread"
 
 
 def commit_of_code() -> str:
@@ -156,7 +162,8 @@ def told(lines: list[Line]) -> str:
 
 def has(lines: list[Line], x: float, about: dict[str, Any]) -> bool:
     return any(
-        float(line["x"]) == float(f"{x:g}") and all(line[k] == str(about[k]) for k in WHERE)
+        float(line["x"]) == float(f"{x:g}")
+        and all(line[k] == str(about[k]) for k in WHERE if k != "threads")
         for line in lines
     )
 

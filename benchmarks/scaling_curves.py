@@ -28,6 +28,7 @@ from deepgen_ext.nn import fixed_point_inverse
 
 UNIT = "unit"  # the name of the fixed piece of work
 ONE_THREAD = "ours, one thread"
+ROW = 4 * 4 * 64 + 4  # bytes of a coupling's row: three inputs, an output, a log-det
 ERROR = 1e-6  # of the inverses that are counted
 
 
@@ -57,7 +58,7 @@ class Scaling:
 def _timed(case: Case, unit: Rival, keep: Sequence[str] = (), one_thread: bool = True) -> Case:
     """The case with its first floor, the unit, ours on one thread and the rivals to keep."""
     rivals = [r for r in case.rivals if any(r.name.startswith(word) for word in keep)]
-    if one_thread:
+    if one_thread and torch.get_num_threads() > 1:
 
         def alone():
             threads = torch.get_num_threads()
@@ -96,8 +97,8 @@ def _image(side: int, channels: int, batch: int, unit: tuple[int, int, int], s: 
     return _timed(case(side, channels, batch), Rival(UNIT, case(*unit).floors[0].run), keep)
 
 
-def _coupling(n: float, setting: Setting) -> Case:
-    case = affine_coupling.case((int(n), 64), "exp", setting)
+def _coupling(size: float, setting: Setting) -> Case:
+    case = affine_coupling.case((int(size) // ROW, 64), "exp", setting)
     unit = affine_coupling.case((4096, 64), "exp", setting).floors[0]
     return _timed(case, Rival(UNIT, unit.run), ["eager", "torch.compile", "nflows"])
 
@@ -157,7 +158,7 @@ def _memory(depth: float) -> dict[str, float]:
 CURVES = [
     Scaling(
         "maf-dimensions",
-        "One sample of a masked flow, by its dimensions D (batch 16, two hidden layers of D)",
+        "Samples of a masked flow, by its dimensions D (batch 16, two hidden layers of D)",
         "dimensions D",
         (16, 48, 128, 384, 784, 1536, 3072),
         {"ours": 2, "a pass": 2, "eager incremental": 2, "D passes": 3},
@@ -205,15 +206,15 @@ CURVES = [
     ),
     Scaling(
         "coupling-bytes",
-        "An affine coupling (exp), by the bytes it has to move (rows of 64)",
-        "rows",
-        (16, 128, 1024, 8192, 65536, 524288),
+        "An affine coupling (exp, rows of 64), by the bytes it has to move",
+        "bytes to read and write",
+        tuple(ROW * rows for rows in (16, 128, 1024, 8192, 65536, 524288)),
         {"ours": 1, "a copy": 1, "eager": 1},
         _coupling,
-        unit="a copy of 4096 rows",
+        unit="a copy of 4.2 MB",
         same="a copy",
-        above=8192,
-        notes="A row of 64 numbers moves 1028 bytes. Below 1000 rows the cost is that of a call.",
+        above=8e6,
+        notes="Rows of 64 numbers. Below a megabyte the cost is that of a call.",
     ),
     Scaling(
         "spectral-layers",

@@ -70,7 +70,7 @@ def draw(curve: Scaling, lines: Sequence[Line], path: Path) -> None:
                 text += _theory(curve, series)
             xs, ys, spreads = zip(*found)
             axis.errorbar(
-                xs, ys, yerr=[s / 2 for s in spreads], color=colours[series], label=text,
+                xs, ys, yerr=_bars(ys, spreads), color=colours[series], label=text,
                 marker=None if counted else "o", markersize=4, capsize=2,
                 linestyle="--" if counted or series == curve.same else "-",
                 linewidth=2.2 if series.startswith("ours") else 1.3,
@@ -82,10 +82,15 @@ def draw(curve: Scaling, lines: Sequence[Line], path: Path) -> None:
         axis.minorticks_off()
         if column == "in_units":
             axis.legend(fontsize=8, frameon=False)
-    figure.suptitle(curve.title, fontsize=11)
+    figure.suptitle(curve.title + _threads(lines), fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def _bars(ys: Sequence[float], spreads: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Half a spread to either side, but for what a logarithm has no place for."""
+    return [min(s / 2, 0.7 * y) for y, s in zip(ys, spreads)], [s / 2 for s in spreads]
 
 
 def _time_label(curve: Scaling) -> str:
@@ -103,7 +108,9 @@ def _colours(curve: Scaling, series: Sequence[str]) -> dict[str, str]:
     return COLOURS | {curve.same: FLOOR} | others
 
 
-def summary(curves: Sequence[Scaling], folder: Path, read: Callable[[Path], list[Line]]) -> str:
+def summary(
+    curves: Sequence[tuple[Scaling, str]], folder: Path, read: Callable[[Path], list[Line]]
+) -> str:
     """The folder's README: growth against theory, and what each point is."""
     parts = [
         "# How costs grow",
@@ -111,8 +118,8 @@ def summary(curves: Sequence[Scaling], folder: Path, read: Callable[[Path], list
         "power of x that fits the points from the x given, least squares of logarithms. Times are "
         "ratios within rounds, so that they hold on a busy machine; dashed lines are counts.",
     ]
-    for curve in curves:
-        lines = read(folder / f"{curve.name}.csv")
+    for curve, file in curves:
+        lines = read(folder / f"{file}.csv")
         if not lines:
             continue
         last = max(float(line["x"]) for line in lines)
@@ -145,13 +152,17 @@ def summary(curves: Sequence[Scaling], folder: Path, read: Callable[[Path], list
         notes = [curve.notes, "; ".join(where) + "."]
         notes += [f"Not measured: {', '.join(f'{x:g}' for x in missing)}."] if missing else []
         parts += [
-            f"## {curve.title}",
-            f"![{curve.name}]({curve.name}.png)",
+            f"## {curve.title}{_threads(lines)}",
+            f"![{file}]({file}.png)",
             f"x: {curve.x_label}",
             table,
             " ".join(filter(None, notes)),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _threads(lines: Sequence[Line]) -> str:
+    return "" if lines[0]["threads"] == "2" else f", {lines[0]['threads']} thread"
 
 
 def _figure(found: Points, curve: Scaling) -> str:
