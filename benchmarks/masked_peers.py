@@ -82,8 +82,7 @@ def autoregressive_inverses(
     dimensions: int, hidden: tuple[int, ...]
 ) -> Iterator[AutoregressiveInverse | NotInstalled]:
     """The peers' affine masked autoregressive layers with these hidden layers, of equal width."""
-    makers = {peer: _AUTOREGRESSIVE[peer] for peer in ("nflows", "zuko")}
-    return each(makers, dimensions, hidden)
+    return each(_AUTOREGRESSIVE, dimensions, hidden)
 
 
 def autoregressive_inverse(

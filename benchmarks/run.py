@@ -83,7 +83,7 @@ def main(given: list[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks import harness
+    from benchmarks import compare, harness
 
     torch.set_num_threads(options.threads)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -120,7 +120,10 @@ def main(given: list[str] | None = None) -> int:
         if row.refused.startswith("WRONG") or (row.refused and row.name == harness.OURS)
     ]
     if options.compare:
-        failures += regressions(record, json.loads(options.compare.read_text()))
+        before = json.loads(options.compare.read_text())
+        for better in compare.improvements(record, before):
+            print(better)
+        failures += compare.regressions(record, before)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -262,32 +265,6 @@ def save(
     tables = (f"```\n{table(name, result, about)}\n```" for name, result in results.items())
     text.write_text("\n\n".join([f"# {about['device']}", heading(about), *tables]) + "\n")
     return figures, text
-
-
-def regressions(now: dict[str, Any], before: dict[str, Any]) -> list[str]:
-    """Entries whose ratio to their first floor has grown by more than both spreads together."""
-    for key in ("device", "threads", "dtype", "tiny"):
-        if now["about"][key] != before["about"][key]:
-            mine, theirs = now["about"][key], before["about"][key]
-            return [f"cannot compare: {key} is {mine!r} now and was {theirs!r}"]
-    found = []
-    for name, entry in now["entries"].items():
-        old = before["entries"].get(name, {})
-        new_ratio, old_ratio = _against_floor(entry), _against_floor(old)
-        if not (new_ratio and old_ratio) or list(entry["shape"]) != list(old["shape"]):
-            continue
-        grown = new_ratio["median"] - old_ratio["median"]
-        if grown > new_ratio["spread"] + old_ratio["spread"]:
-            change = f"{old_ratio['median']:.2f} -> {new_ratio['median']:.2f} of the floor"
-            found.append(f"slower: {name}, {change}")
-    return found
-
-
-def _against_floor(entry: dict[str, Any]) -> dict[str, float] | None:
-    if "columns" in entry or "rows" not in entry:
-        return None
-    ratios = entry["rows"]["ours"].get("ratio_to", {})
-    return next((ratio for name, ratio in ratios.items() if name != "ours"), None)
 
 
 if __name__ == "__main__":

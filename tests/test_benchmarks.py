@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, models, peers, run
+from benchmarks import compare, harness, models, peers, run
 from benchmarks.harness import Case, Curve, Entry, Result, Rival, Row, Setting, Summary
 from deepgen_ext.profiling import measurement
 
@@ -159,12 +159,17 @@ def test_saved_and_compared(tmp_path):
     assert before["entries"]["entry"]["rows"]["ours"]["ratio_to"]["copy"]["median"] == 2.1
     assert "do not quote" in before["note"]
 
-    assert run.regressions(record_of([2.0, 2.1, 2.2])[0], before) == []
-    assert run.regressions(record_of([2.15, 2.25, 2.35])[0], before) == []  # within the spreads
-    assert run.regressions(record_of([1.0, 1.0, 1.0])[0], before) == []
-    (slower,) = run.regressions(record_of([2.5, 2.6, 2.7])[0], before)
-    assert "2.10 -> 2.60" in slower
-    (refusal,) = run.regressions(record_of([9.0, 9.0], threads=1)[0], before)
+    assert compare.regressions(record_of([2.0, 2.1, 2.2])[0], before) == []
+    assert compare.regressions(record_of([2.15, 2.25, 2.35])[0], before) == []  # within the spreads
+    assert compare.regressions(record_of([1.0, 1.0, 1.0])[0], before) == []
+    (slower,) = compare.regressions(record_of([2.5, 2.6, 2.7])[0], before)
+    assert slower == "slower: entry, 2.10 -> 2.60 of the floor"
+    (faster,) = compare.improvements(record_of([1.5, 1.6, 1.7])[0], before)
+    assert faster == "faster: entry, 2.10 -> 1.60 of the floor"
+    assert compare.improvements(record_of([2.05, 2.05, 2.1])[0], before) == []  # within the spreads
+    assert compare.improvements(record_of([2.5, 2.6, 2.7])[0], before) == []
+    assert compare.improvements(record_of([1.0, 1.0], threads=1)[0], before) == []
+    (refusal,) = compare.regressions(record_of([9.0, 9.0], threads=1)[0], before)
     assert refusal.startswith("cannot compare: threads")
 
 

@@ -188,6 +188,10 @@ ENTRIES = [
         "affine_coupling image sigmoid forward+backward to the conditioner",
         partial(_gradients_of_output, IMAGE, "sigmoid"),
     ),
+    Entry(
+        "affine_coupling image exp forward+backward to the conditioner",
+        partial(_gradients_of_output, IMAGE, "exp"),
+    ),
     Entry("affine_coupling small exp forward", partial(case, SMALL, "exp")),
     Entry("affine_coupling small exp forward+backward", partial(_gradients, SMALL, "exp")),
 ]
