@@ -92,7 +92,7 @@ def main(given: Sequence[str] | None = None) -> int:
         if not options.list and read(path):
             draw(curve, read(path), path.with_suffix(".png"))
     if not options.list and options.out.is_dir():
-        known = [(c, file_of(c, n)) for c in CURVES for n in (2, 1)]
+        known = [(c, file_of(c, n)) for c in CURVES for n in ((2,) if c.count else (2, 1))]
         (options.out / "README.md").write_text(summary(known, options.out, read))
     return 0
 

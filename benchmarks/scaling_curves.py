@@ -167,6 +167,8 @@ CURVES = [
         same="a pass",
         above=300,
         counted={"D passes": lambda x: x},
+        notes="Of the two parts of ours, D steps that wait for one another and half of a pass's "
+        "multiply-adds, the first is the larger up to about D = 1000.",
     ),
     Scaling(
         "maf-batch",

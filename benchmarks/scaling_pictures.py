@@ -80,6 +80,8 @@ def draw(curve: Scaling, lines: Sequence[Line], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel=curve.x_label, ylabel=label)
         axis.grid(which="major", alpha=0.3)
         axis.minorticks_off()
+        if all(x == int(x) < 1e5 for x in curve.xs):
+            axis.set_xticks(curve.xs, [f"{x:g}" for x in curve.xs])
         if column == "in_units":
             axis.legend(fontsize=8, frameon=False)
     figure.suptitle(curve.title + _threads(lines), fontsize=11)
