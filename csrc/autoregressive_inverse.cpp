@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "choice.h"
 #include "glue.h"
 #include "gradient.h"
 #ifndef DEEPGEN_EMULATED
@@ -168,7 +169,11 @@ Tensor scratch_for(Problem& p, const Tensor& like, bool adjoint) {
       DEEPGEN_CUDA_KERNEL(autoregressive_inverse_scratch);
   if (!on_cuda_path(like) || !size) return Tensor();
   p.scratch_per_block = size(p.net, adjoint);
-  if (p.scratch_per_block == 0) return Tensor();
+  if (p.scratch_per_block == 0) {
+    note_choice("tile in shared memory", "its activations fit");
+    return Tensor();
+  }
+  note_choice("tile in global memory", "its activations do not fit into shared memory");
   const int64_t blocks = (p.net.batch + masked_samples - 1) / masked_samples;
   const Tensor scratch = at::empty({blocks * p.scratch_per_block}, like.options());
   p.scratch = scratch.data_ptr();

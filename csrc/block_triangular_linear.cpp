@@ -6,6 +6,7 @@
 
 #include <array>
 
+#include "choice.h"
 #include "glue.h"
 #include "gradient.h"
 
@@ -51,7 +52,9 @@ BlockTriangularLinear checked(const Tensor& x, const Tensor& weight, const Tenso
 }
 
 bool goes_through_float(const BlockTriangularLinear& p, const Tensor& x) {
-  return !on_cuda_path(x) && p.storage != Storage::f32 && p.storage != Storage::f64;
+  const bool half = p.storage != Storage::f32 && p.storage != Storage::f64;
+  if (half && !on_cuda_path(x)) note_choice("through float32", "half precision on a CPU");
+  return half && !on_cuda_path(x);
 }
 
 Tensor block_triangular_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,

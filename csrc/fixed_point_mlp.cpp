@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "choice.h"
 #include "glue.h"
 
 namespace deepgen {
@@ -62,7 +63,11 @@ Tensor scratch_for(FixedPointMlp& p, const Tensor& like) {
   int64_t (*const size)(const FixedPointMlp&) = DEEPGEN_CUDA_KERNEL(fixed_point_mlp_scratch);
   if (!on_cuda_path(like) || !size) return Tensor();
   p.scratch_per_block = size(p);
-  if (p.scratch_per_block == 0) return Tensor();
+  if (p.scratch_per_block == 0) {
+    note_choice("tile in shared memory", "its history fits");
+    return Tensor();
+  }
+  note_choice("tile in global memory", "its history does not fit into shared memory");
   const int64_t blocks = (p.batch + fixed_point_samples - 1) / fixed_point_samples;
   const Tensor scratch = at::empty({blocks * p.scratch_per_block}, like.options());
   p.scratch = scratch.data_ptr();

@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "choice.h"
+
 namespace deepgen {
 
 Storage storage_of(const at::Tensor& tensor, const char* name) {
@@ -78,7 +80,10 @@ std::optional<Described> describe(const std::vector<at::Tensor>& tensors) {
     if (!joins) groups.emplace_back();
     groups.back().push_back(d);
   }
-  if (groups.size() > 3) return std::nullopt;
+  if (groups.size() > 3) {
+    note_choice("contiguous copies first", "strides of more than three dimensions do not merge");
+    return std::nullopt;
+  }
 
   Described described;
   described.extent.batch = first.size(0);

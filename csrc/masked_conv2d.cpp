@@ -6,6 +6,7 @@
 
 #include <array>
 
+#include "choice.h"
 #include "glue.h"
 #include "gradient.h"
 #include "vendor_convolution.h"
@@ -59,15 +60,25 @@ bool has_wide_vectors() {
 #endif
 }
 
+Route route(Route taken, const char* why) {
+  const char* const names[] = {"own kernel", "vendor, cropped", "through float32"};
+  note_choice(names[static_cast<int>(taken)], why);
+  return taken;
+}
+
 Route route_of(const MaskedConv2d& p, const Tensor& x) {
 #ifdef DEEPGEN_EMULATED
   return Route::kernel;
 #else
   // cuDNN has tensor cores; few channels do not fill them. Owed a measurement on a GPU.
-  if (!x.is_cpu()) return p.kernel.in_channels >= 16 ? Route::vendor : Route::kernel;
-  if (p.storage == Storage::f64) return Route::vendor;
-  if (p.storage != Storage::f32) return Route::through_float;
-  return has_wide_vectors() ? Route::vendor : Route::kernel;
+  if (!x.is_cpu()) {
+    if (p.kernel.in_channels < 16) return route(Route::kernel, "fewer than 16 input channels");
+    return route(Route::vendor, "16 input channels or more");
+  }
+  if (p.storage == Storage::f64) return route(Route::vendor, "float64");
+  if (p.storage != Storage::f32) return route(Route::through_float, "half precision on a CPU");
+  if (has_wide_vectors()) return route(Route::vendor, "this CPU has AVX-512");
+  return route(Route::kernel, "float32 on a CPU without AVX-512");
 #endif
 }
 

@@ -23,6 +23,7 @@
 
 #include <vector>
 
+#include "../choice.h"
 #include "ancestral_steps.h"
 #include "shared_work.h"
 
@@ -249,6 +250,7 @@ void sample(const AncestralSample& p) {
   };
   const int64_t threads = at::get_num_threads();
   if (tiles < threads) {
+    note_choice("threads share columns", "fewer tiles of samples than threads");
     const uint32_t parts = static_cast<uint32_t>(std::max<int64_t>(1, p.width / 7));
     SharedWork::run(std::min<int64_t>(threads, parts), [&](SharedWork& work) {
       for (int64_t t = 0; t < tiles; ++t) {
@@ -257,6 +259,7 @@ void sample(const AncestralSample& p) {
       }
     });
   } else {
+    note_choice("a tile of samples a thread", "as many tiles as threads, or more");
     at::parallel_for(0, tiles, 1, [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) {
         rows_of(t, [](auto body) { body(0, 1); });

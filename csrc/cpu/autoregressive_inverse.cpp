@@ -22,6 +22,7 @@
 #include <memory>
 #include <vector>
 
+#include "../choice.h"
 #include "autoregressive_single.h"
 
 namespace deepgen::cpu {
@@ -46,6 +47,7 @@ Tiling tiles_of(int64_t batch) {
 template <class T, class Problem, class Run>
 void for_each_tile(const Problem& p, Run run) {
   if (p.net.batch == 0) return;
+  note_choice("tiles of samples", "more than one sample, or a gradient");
   const Tiling tiling = tiles_of<T>(p.net.batch);
   const std::vector<Block> blocks = blocks_of(p.net);
   at::parallel_for(0, tiling.count, 1, [&](int64_t begin, int64_t end) {

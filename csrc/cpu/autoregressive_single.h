@@ -13,6 +13,7 @@
 
 #include <atomic>
 
+#include "../choice.h"
 #include "autoregressive_tile.h"
 #include "shared_work.h"
 
@@ -212,7 +213,11 @@ void solve_one(const MaskedNetwork& net, const T* z, T* x, T* log_det) {
   int64_t weights = 0;
   for (int l = 0; l <= net.hidden; ++l)
     weights += net.layer[l].units * (l == 0 ? net.dimensions : net.layer[l - 1].units);
-  const bool two = weights >= weights_worth_a_thread && at::get_num_threads() > 1;
+  const bool large = weights >= weights_worth_a_thread, two = large && at::get_num_threads() > 1;
+  if (two)
+    note_choice("chain, two threads", "one sample, 131072 weights or more");
+  else
+    note_choice("chain, one thread", large ? "one thread is allowed" : "one sample, few weights");
   lead_with_help(two ? 2 : 1, [&] { lead_one(early, z, x, log_det); }, [&] { early.help(); });
 }
 

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "../choice.h"
 #include "masked_product.h"
 #include "mlp_activations.h"
 
@@ -241,6 +242,10 @@ DEEPGEN_SIMD void solve(Solver<double>& solver) {
 template <class T>
 void solve_all(const FixedPointMlp& p) {
   constexpr int64_t vector = vector_lanes<T>, most = 2 * vector;
+  if (p.batch == 1)
+    note_choice("one lane", "one sample");
+  else
+    note_choice("a sample a lane, refilled", "more than one sample");
   at::parallel_for(0, p.batch, vector, [&](int64_t begin, int64_t end) {
     const int64_t count = end - begin;
     const int64_t lanes = p.batch == 1 ? 1 : std::min(most, (count + vector - 1) / vector * vector);

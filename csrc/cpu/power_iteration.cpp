@@ -18,6 +18,7 @@
 #include <cmath>
 #include <vector>
 
+#include "../choice.h"
 #include "power_gradient.h"
 #include "power_runs.h"
 
@@ -57,6 +58,12 @@ class Group {
       : p_(p), base_(first), states_(last - first) {
     for (int64_t m = first; m < last; ++m) {
       const MatrixOperand& w = p.matrices[m].weight;
+      if (!std::is_same_v<S, T>)
+        note_choice("gathered as floats", "half precision");
+      else if (w.has_dense_rows())
+        note_choice("rows in place", "they are dense");
+      else
+        note_choice("rows gathered", "they do not lie side by side");
       const int64_t n = w.columns();
       const int64_t rows = std::max<int64_t>(8, ceil_div(chunk_elements, n) / 4 * 4);
       State<T>& state = states_[m - first];

@@ -132,6 +132,7 @@ void forward(const AffineCoupling& p, cudaStream_t stream) {
   for (const Operand& operand : {p.x, p.raw_scale, p.shift, p.y}) {
     packs = packs && allows_packs<S, V>(operand, p.extent);
   }
+  note_packs(packs);
   packs ? forward_with_packs<S, V>(p, stream) : forward_with_packs<S, 1>(p, stream);
 }
 
@@ -149,6 +150,7 @@ void backward(const AffineCouplingBackward& p, cudaStream_t stream) {
        {p.grad_output, p.x, p.raw_scale, p.grad_input, p.grad_raw_scale, p.grad_shift}) {
     packs = packs && allows_packs<S, V>(operand, p.extent);
   }
+  note_packs(packs);
   packs ? backward_with_packs<S, V>(p, stream) : backward_with_packs<S, 1>(p, stream);
 }
 

@@ -166,6 +166,7 @@ template <class S>
 void forward(const ChannelAffine& p, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(S);
   const bool packs = allows_packs<S, V>(p.x, p.extent) && allows_packs<S, V>(p.y, p.extent);
+  note_packs(packs);
   packs ? forward_with_packs<S, V>(p, stream) : forward_with_packs<S, 1>(p, stream);
 }
 

@@ -237,6 +237,10 @@ SplinePlan plan_of(const Extent& extent, const SplineOptions& options,
   plan.rounds = static_cast<int>((plan.length + plan.group - 1) / plan.group);
   plan.packed = is_one_run<S>(parameters, bins);
   plan.bins_adjacent = parameters.widths.stride == 1;
+  if (plan.packed)
+    note_choice("parameters as one run", "slices of one tensor, in order");
+  else
+    note_choice("three runs of parameters", "no slices of one tensor in order");
   return plan;
 }
 

@@ -10,6 +10,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "../choice.h"
 #include "../operand.h"
 #include "launch.cuh"
 
@@ -151,6 +152,14 @@ bool allows_packs(const Operand& operand, const Extent& extent) {
   if (!operand) return true;
   return has_dense_rows(operand, extent) && operand.batch_stride % V == 0 &&
          extent.row() % V == 0 && reinterpret_cast<uintptr_t>(operand.data) % (sizeof(S) * V) == 0;
+}
+
+inline void note_packs(bool packs) {
+  if (packs) {
+    note_choice("16 bytes a load", "rows are dense, aligned, and of whole packs");
+  } else {
+    note_choice("an element a load", "a row is strided, unaligned, or no multiple of 16 bytes");
+  }
 }
 
 // The sum over a group, valid in its first thread. Every thread of the block must come here. The

@@ -149,7 +149,7 @@ def default_sources() -> list[Path]:
     glue = [
         p
         for p in sorted(csrc.glob("*.cpp"))
-        if p.name not in {"python_bindings.cpp", "gradient.cpp"}
+        if p.name not in {"python_bindings.cpp", "gradient.cpp", "call_record.cpp"}
     ]
     return glue + sorted((csrc / "cuda").glob("*.cu"))
 
