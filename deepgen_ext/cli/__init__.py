@@ -58,4 +58,4 @@ def main() -> None:
 
 
 # Each adds its commands to the app, in the order in which --help lists them.
-from deepgen_ext.cli import training, trained, latents, games, scoring, showing  # noqa: E402, F401, I001
+from deepgen_ext.cli import training, trained, latents, games, scoring, profiling, showing  # noqa: E402, F401, I001
