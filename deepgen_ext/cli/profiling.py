@@ -146,6 +146,7 @@ def _profile_ops(
     if out is not None:
         for path in _write(found, names, shape, setting, out):
             print(f"wrote {path}")
+    _kernels(names, setting, out)
 
 
 def _refusal(name: str, shape: tuple[int, ...] | None, setting: Setting, error: Exception) -> str:
@@ -188,6 +189,25 @@ def _write(
             run()
     watched.trace(paths[-1])
     return paths
+
+
+def _kernels(names: Sequence[str], setting: Setting, out: Path | None) -> None:
+    """Registers, shared memory and occupancy of the CUDA kernels: on a GPU, and into the folder."""
+    from deepgen_ext.profiling import kernel_resources, report, tables
+
+    on_gpu = setting.device.type == "cuda"
+    if not on_gpu and out is None:
+        return
+    kernels = kernel_resources.kernels_of_this_build()
+    if isinstance(kernels, str):
+        print(f"CUDA kernels' registers: {kernels}")
+        return
+    rows = kernel_resources.table(kernels, list(names))
+    if on_gpu:
+        print("\n" + "\n".join(tables.aligned([row[1:] for row in rows], report.WIDTH)))
+    if out is not None:
+        (out / "kernels.md").write_text(tables.markdown(rows) + "\n")
+        print(f"wrote {out / 'kernels.md'}")
 
 
 def _profile_model(
