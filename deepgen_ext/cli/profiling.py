@@ -200,7 +200,7 @@ def _kernels(names: Sequence[str], setting: Setting, out: Path | None) -> None:
         return
     kernels = kernel_resources.kernels_of_this_build()
     if isinstance(kernels, str):
-        print(f"CUDA kernels' registers: {kernels}")
+        print(f"registers of CUDA kernels: {kernels}")
         return
     rows = kernel_resources.table(kernels, list(names))
     if on_gpu:

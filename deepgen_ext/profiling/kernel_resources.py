@@ -88,7 +88,7 @@ def kernels_of_this_build() -> list[Kernel] | str:
         return "this build has no CUDA kernels"
     tool = shutil.which("cuobjdump")
     if tool is None:
-        return "cuobjdump is not on the PATH (it comes with a CUDA toolkit)"
+        return "no cuobjdump (of a CUDA toolkit) on the PATH"
     library = _extension._C.__file__
     done = subprocess.run(
         [tool, "--dump-resource-usage", library], capture_output=True, text=True

@@ -49,6 +49,7 @@ def test_every_op_is_measured_and_right(name):
     assert [m.direction for m in found] == list(roofline.OPS[name].directions)
     for m in found:
         assert not m.refused
+        assert len(m.rivals) == 1
         assert not any(row.refused for row in m.rivals)
         assert m.bytes > 0
         assert m.launches >= 1
