@@ -278,8 +278,9 @@ def _peers(names: Sequence[str], setting: Setting) -> None:
         print("\npeers: not measured, benchmarks/ is found only in a checkout of the source")
         return
     for name in names:
-        results = list(roofline.peer_results(name, setting))
-        if not results:
-            print(f"\npeers: benchmarks/ has no entry for {name}")
-        for result in results:
+        found = False
+        for result in roofline.peer_results(name, setting):
+            found = True
             print("\n" + "\n".join(report.peer_lines(result)), flush=True)
+        if not found:
+            print(f"\npeers: benchmarks/ has no entry for {name}")

@@ -259,3 +259,38 @@ def test_what_cannot_be_read_yet_says_so():
     assert p.rows == []
     with pytest.raises(RuntimeError, match="one block"):
         p.__enter__()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_calls_are_timed_on_their_stream_and_nobody_waits():
+    inputs = [torch.randn(64, 96, 16, 16, device="cuda", requires_grad=True) for _ in range(3)]
+    ops.affine_coupling(*inputs)[0].sum().backward()
+    torch.cuda.synchronize()
+    with deepgen_ext.profile() as p:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(10):
+                ops.affine_coupling(*inputs)[0].sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    rows = rows_of(p)
+    for name in ("affine_coupling", "affine_coupling backward"):
+        assert rows[name].device == "cuda"
+        assert rows[name].calls == 10
+        assert rows[name].untimed == 0
+        # No kernel moves its bytes at more than 20 TB/s, nor takes longer than the block.
+        assert rows[name].bytes / 20e12 < rows[name].seconds < p.wall
+
+
+@pytest.mark.gpu
+def test_calls_captured_into_a_graph_have_no_time():
+    inputs = [torch.randn(4, 4, device="cuda") for _ in range(3)]
+    ops.affine_coupling(*inputs)
+    torch.cuda.synchronize()
+    with deepgen_ext.profile() as p:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            ops.affine_coupling(*inputs)
+        ops.affine_coupling(*inputs)
+    assert (p.rows[0].calls, p.rows[0].untimed) == (2, 1)
+    assert math.isnan(p.rows[0].gigabytes_per_second)
+    assert "captured into a CUDA graph" in p.table()
