@@ -1,4 +1,4 @@
-"""normflows 1.7.3: masked autoregressive flows."""
+"""normflows 1.7.3: masked autoregressive flows, residual blocks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from normflows.flows.neural_spline import autoregressive as splines
 from normflows.nets import made
 from torch import Tensor, nn
 
+from .lipschitz_block import iResBlock
 from .made import MadeInverse, SplineElement
 
 
@@ -45,7 +46,11 @@ class MaskedPiecewiseRationalQuadraticAutoregressive(
     replaces = splines.MaskedPiecewiseRationalQuadraticAutoregressive
 
 
-REPLACEMENTS = (MaskedAffineAutoregressive, MaskedPiecewiseRationalQuadraticAutoregressive)
+REPLACEMENTS = (
+    MaskedAffineAutoregressive,
+    MaskedPiecewiseRationalQuadraticAutoregressive,
+    iResBlock,
+)
 STAYS: dict[type[nn.Module], str] = {
     coupling.AffineCoupling: "a training step is as fast as with ours; its net dominates",
 }
