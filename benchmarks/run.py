@@ -65,6 +65,7 @@ def all_entries() -> list[Entry]:
         "spectral_networks",
         "adversarial",
         "compat",
+        "compat_flows",
     )
     modules = [*(f"ops.{op}" for op in ops), *networks]
     return [

@@ -1,14 +1,15 @@
-"""nflows 0.14: masked autoregressive transforms."""
+"""nflows 0.14: masked autoregressive transforms, spline couplings."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from nflows.transforms import autoregressive, coupling, made
+from nflows.transforms import autoregressive, coupling, made, nonlinearities
 from torch import Tensor
 
 from .activations import activation_name
 from .made import MadeInverse, SplineElement
+from .spline_coupling import SplineCDF, SplineCoupling
 
 
 class _MadeInverse(MadeInverse):
@@ -55,9 +56,21 @@ class MaskedPiecewiseRationalQuadraticAutoregressiveTransform(
     replaces = autoregressive.MaskedPiecewiseRationalQuadraticAutoregressiveTransform
 
 
+class PiecewiseRationalQuadraticCouplingTransform(
+    SplineCoupling, coupling.PiecewiseRationalQuadraticCouplingTransform
+):
+    replaces = coupling.PiecewiseRationalQuadraticCouplingTransform
+
+
+class PiecewiseRationalQuadraticCDF(SplineCDF, nonlinearities.PiecewiseRationalQuadraticCDF):
+    replaces = nonlinearities.PiecewiseRationalQuadraticCDF
+
+
 REPLACEMENTS = (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
+    PiecewiseRationalQuadraticCouplingTransform,
+    PiecewiseRationalQuadraticCDF,
 )
 STAYS = {
     autoregressive.MaskedPiecewiseLinearAutoregressiveTransform: "no kernel for linear splines",

@@ -1,4 +1,4 @@
-"""normflows 1.7.3: masked autoregressive flows, residual blocks."""
+"""normflows 1.7.3: masked autoregressive flows, spline couplings, residual blocks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any
 
 from normflows.flows.affine import autoregressive, coupling
 from normflows.flows.neural_spline import autoregressive as splines
+from normflows.flows.neural_spline import coupling as spline_couplings
 from normflows.nets import made
 from torch import Tensor, nn
 
 from .lipschitz_block import iResBlock
 from .made import MadeInverse, SplineElement
+from .spline_coupling import SplineCDF, SplineCoupling
 
 
 class _MadeInverse(MadeInverse):
@@ -46,9 +48,21 @@ class MaskedPiecewiseRationalQuadraticAutoregressive(
     replaces = splines.MaskedPiecewiseRationalQuadraticAutoregressive
 
 
+class PiecewiseRationalQuadraticCoupling(
+    SplineCoupling, spline_couplings.PiecewiseRationalQuadraticCoupling
+):
+    replaces = spline_couplings.PiecewiseRationalQuadraticCoupling
+
+
+class PiecewiseRationalQuadraticCDF(SplineCDF, spline_couplings.PiecewiseRationalQuadraticCDF):
+    replaces = spline_couplings.PiecewiseRationalQuadraticCDF
+
+
 REPLACEMENTS = (
     MaskedAffineAutoregressive,
     MaskedPiecewiseRationalQuadraticAutoregressive,
+    PiecewiseRationalQuadraticCoupling,
+    PiecewiseRationalQuadraticCDF,
     iResBlock,
 )
 STAYS: dict[type[nn.Module], str] = {

@@ -1,0 +1,146 @@
+"""Whole coupling and residual flows of other libraries before and after `deepgen_ext.accelerate`.
+
+Small nets, where what surrounds them counts: a large one hides what is gained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks import peers
+from benchmarks.harness import Case, Entry, Results, Rival, Setting
+from deepgen_ext import accelerate
+
+FEATURES, HIDDEN, LAYERS, BATCH = 16, 32, 4, 128
+
+
+def nflows_spline(tiny: bool) -> nn.Module:
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.nn.nets import ResidualNet
+    from nflows.transforms import (
+        CompositeTransform,
+        PiecewiseRationalQuadraticCouplingTransform,
+        RandomPermutation,
+    )
+
+    def net(inputs: int, outputs: int) -> nn.Module:
+        return ResidualNet(inputs, outputs, hidden_features=HIDDEN, num_blocks=1)
+
+    mask = torch.arange(FEATURES) % 2
+    layers = []
+    for _ in range(1 if tiny else LAYERS):
+        layers.append(
+            PiecewiseRationalQuadraticCouplingTransform(
+                mask, net, num_bins=8, tails="linear", tail_bound=3.0
+            )
+        )
+        layers.append(RandomPermutation(FEATURES))
+    return Flow(CompositeTransform(layers), StandardNormal([FEATURES]))
+
+
+def normflows_spline(tiny: bool) -> nn.Module:
+    import normflows
+
+    layers = [
+        normflows.flows.CoupledRationalQuadraticSpline(FEATURES, 1, HIDDEN, reverse_mask=odd > 0)
+        for odd in (index % 2 for index in range(1 if tiny else LAYERS))
+    ]
+    return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(FEATURES), layers)
+
+
+def normflows_residual(tiny: bool, pictures: bool = False) -> nn.Module:
+    import normflows
+
+    if pictures:
+        net = normflows.nets.LipschitzCNN([3, 32, 32, 3], [3, 1, 3], 0.9, init_zeros=False)
+    else:
+        net = normflows.nets.LipschitzMLP([FEATURES, 64, 64, FEATURES], 0.9, init_zeros=False)
+    flow = normflows.flows.Residual(net, reverse=False).eval()
+    if pictures:
+        flow(torch.zeros(1, 3, 16, 16))  # its layers learn their sizes
+    for layer in net.net[1::2]:
+        layer.weight.data.mul_(4)  # trained ones lie at their bound
+        layer.compute_weight(update=True, n_iterations=50)
+    return flow
+
+
+def log_prob(flow: nn.Module, x: Tensor) -> Results:
+    with torch.no_grad():
+        return [flow.log_prob(x)]
+
+
+def sample(flow: nn.Module, x: Tensor) -> Results:
+    with torch.no_grad():
+        drawn = flow.sample(len(x))
+    return [drawn if isinstance(drawn, Tensor) else drawn[0]]
+
+
+def training_step(flow: nn.Module, x: Tensor) -> Results:
+    """All but the optimiser's update."""
+    flow.zero_grad(set_to_none=True)
+    loss = -flow.log_prob(x).mean()
+    loss.backward()
+    return [loss.detach()]
+
+
+def inverse(flow: nn.Module, x: Tensor) -> Results:
+    with torch.no_grad():
+        return flow.inverse(x)
+
+
+def seeded(call: Callable[[nn.Module, Tensor], Results], flow: nn.Module, x: Tensor) -> Results:
+    torch.manual_seed(0)
+    np.random.seed(0)
+    return call(flow, x)
+
+
+def before_and_after(
+    make: Callable[[bool], nn.Module],
+    call: Callable[[nn.Module, Tensor], Results],
+    shape: tuple[int, ...],
+    tolerance: float,
+    setting: Setting,
+) -> Case:
+    """Both on the same weights and draws; `tolerance` in float32 is that of the peer's own rounding."""
+    torch.manual_seed(0)
+    before = make(setting.tiny).to(setting.device, setting.dtype)
+    with torch.no_grad():
+        for parameter in before.parameters():
+            if parameter.dim() < 2 or not parameter.any():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    if setting.tiny:
+        shape = (3, *shape[1:])
+    x = setting.random(*shape, seed=1)
+    return Case(
+        shape,
+        partial(seeded, call, accelerate(before), x),
+        partial(seeded, call, before, x),
+        [Rival("before", partial(seeded, call, before, x))],
+        [],
+        tolerance=tolerance,
+        notes=["ours: the same flow after deepgen_ext.accelerate", "checked against before"],
+    )
+
+
+def _entries() -> Iterator[Entry]:
+    vectors, pictures = (BATCH, FEATURES), (16, 3, 16, 16)
+    for name, make in (("nflows", nflows_spline), ("normflows", normflows_spline)):
+        if peers.is_installed(name):
+            for call in (log_prob, sample, training_step):
+                kind = call.__name__.replace("_", " ")
+                build = partial(before_and_after, make, call, vectors, 1e-3)
+                yield Entry(f"accelerate {name} spline couplings {kind}", build)
+    if peers.is_installed("normflows"):
+        for kind, shape in (("MLP", vectors), ("convolutions", pictures)):
+            make = partial(normflows_residual, pictures=kind != "MLP")
+            build = partial(before_and_after, make, inverse, shape, 1e-3)
+            yield Entry(f"accelerate normflows residual inverse {kind}", build)
+
+
+ENTRIES = list(_entries())

@@ -1,0 +1,126 @@
+"""Rational-quadratic coupling layers of nflows and normflows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deepgen_ext import accelerate, report
+from tests.checks import randomize
+from tests.compat.accelerated_models import check_accelerated, close, strictly_accelerated
+
+D = 5
+
+
+def nflows_coupling(**options: Any) -> nn.Module:
+    peer = pytest.importorskip("nflows.transforms.coupling")
+    from nflows.nn.nets import ConvResidualNet, ResidualNet
+
+    shape = options.get("img_shape")
+
+    def net(inputs: int, outputs: int) -> nn.Module:
+        if shape:
+            return ConvResidualNet(inputs, outputs, hidden_channels=6, num_blocks=1)
+        return ResidualNet(inputs, outputs, hidden_features=8, num_blocks=1)
+
+    options = {"num_bins": 4, "tails": "linear", "tail_bound": 2.0, **options}
+    mask = torch.arange(D) % 2
+    return peer.PiecewiseRationalQuadraticCouplingTransform(mask, net, **options)
+
+
+def both_ways(module: nn.Module, *rest: int, context: bool = False) -> list[Tensor]:
+    weight = next(module.parameters())
+    generator = torch.Generator().manual_seed(5)
+    x = 1.5 * torch.randn(4, D, *rest, generator=generator, dtype=torch.float64).to(weight)
+    given = [torch.linspace(-1, 1, 12).view(4, 3).to(weight)] if context else []
+    return [*module.forward(x, *given), *module.inverse(x, *given)]
+
+
+@pytest.mark.parametrize("unconditional", [False, True])
+@pytest.mark.parametrize("rest", [(), (2, 3)])
+def test_nflows(rest: tuple[int, ...], unconditional: bool) -> None:
+    module = nflows_coupling(
+        apply_unconditional_transform=unconditional,
+        img_shape=list(rest),
+        min_bin_width=1e-2,
+        min_derivative=0.1,
+    )
+    check_accelerated(module, lambda m: both_ways(m, *rest), 1 + unconditional)
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_normflows(context: bool) -> None:
+    nf = pytest.importorskip("normflows")
+    flow = nf.flows.CoupledRationalQuadraticSpline(
+        D, 1, 8, num_context_channels=3 if context else None, num_bins=5, tail_bound=2.0
+    )
+    check_accelerated(flow, lambda m: both_ways(m, context=context), 2)
+
+
+def test_flow_of_nflows_samples_and_compiles() -> None:
+    pytest.importorskip("nflows")
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.transforms import CompositeTransform, RandomPermutation
+
+    flow = Flow(
+        CompositeTransform([nflows_coupling(), RandomPermutation(D), nflows_coupling()]),
+        StandardNormal([D]),
+    )
+    fast = strictly_accelerated(randomize(flow), 2)
+    draws = []
+    for model in (flow, fast):
+        torch.manual_seed(3)
+        draws.append(model.sample(6))
+    close(draws[:1], draws[1:], 1e-4)
+    close([fast.log_prob(draws[0])], [flow.log_prob(draws[0])], 1e-4)
+
+    # nflows' own indexes by masks, whose counts a graph cannot hold: it does not compile whole.
+    x = torch.randn(4, D)
+    torch._dynamo.reset()
+    for direction in (fast._transform.forward, fast._transform.inverse):
+        whole = torch.compile(direction, fullgraph=True, backend="aot_eager")
+        close(whole(x), direction(x), 1e-5)
+
+
+def test_a_net_of_unknown_width_is_not_scaled_and_normflows_says_so() -> None:
+    nf = pytest.importorskip("normflows")
+    kind = nf.flows.neural_spline.coupling.PiecewiseRationalQuadraticCoupling
+
+    class Net(nn.Linear):
+        def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+            return super().forward(x)
+
+    mask = torch.arange(D) % 2
+    model = kind(mask, Net, num_bins=4, tails="linear", tail_bound=2.0)
+    fast = strictly_accelerated(model, 1)
+    for part in (model, fast):
+        with pytest.warns(UserWarning, match="not scaled down"):
+            part(torch.randn(2, D))
+    with pytest.warns(UserWarning, match="not scaled down"):
+        close(both_ways(fast), both_ways(model), 1e-5)
+
+
+def test_what_the_kernel_does_not_know_stays() -> None:
+    nf = pytest.importorskip("normflows")
+    circular = nf.flows.CircularCoupledRationalQuadraticSpline(4, 1, 8, [1])
+    bounded = nflows_coupling(tails=None)
+    many = nflows_coupling(num_bins=101, min_bin_width=1e-4, min_bin_height=1e-4)
+    for model, words in (
+        (circular, "only linear ones"),
+        (bounded, "tails=None"),
+        (many, "101 bins"),
+    ):
+        assert words in report(model)
+        with pytest.warns(UserWarning, match="nothing to accelerate"):
+            assert accelerate(model) is model
+
+
+def test_a_wrong_scale_is_refused(monkeypatch) -> None:
+    model = nflows_coupling()
+    monkeypatch.setattr(type(accelerate(model)), "_softmax_scale", lambda self: 1.0)
+    with pytest.warns(UserWarning, match=r"stays: verification failed, the spline is off"):
+        assert type(accelerate(model)) is type(model)
