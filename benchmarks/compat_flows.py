@@ -44,6 +44,41 @@ def nflows_spline(tiny: bool) -> nn.Module:
     return Flow(CompositeTransform(layers), StandardNormal([FEATURES]))
 
 
+def nflows_affine(tiny: bool) -> nn.Module:
+    from nflows.distributions import StandardNormal
+    from nflows.flows import Flow
+    from nflows.nn.nets import ResidualNet
+    from nflows.transforms import AffineCouplingTransform, CompositeTransform
+
+    def net(inputs: int, outputs: int) -> nn.Module:
+        return ResidualNet(inputs, outputs, hidden_features=HIDDEN, num_blocks=1)
+
+    layers = [
+        AffineCouplingTransform((torch.arange(FEATURES) + index) % 2, net)
+        for index in range(1 if tiny else LAYERS)
+    ]
+    return Flow(CompositeTransform(layers), StandardNormal([FEATURES]))
+
+
+def normflows_affine(tiny: bool) -> nn.Module:
+    import normflows
+
+    layers = []
+    for _ in range(1 if tiny else LAYERS):
+        net = normflows.nets.MLP([FEATURES // 2, HIDDEN, HIDDEN, FEATURES])
+        layers += [normflows.flows.AffineCouplingBlock(net), normflows.flows.Permute(FEATURES)]
+    return normflows.NormalizingFlow(normflows.distributions.DiagGaussian(FEATURES), layers)
+
+
+def normflows_glow(tiny: bool, channels: int = 12) -> nn.Module:
+    """One step, with a net of 32 channels."""
+    import normflows
+
+    step = normflows.flows.GlowBlock(channels, HIDDEN)
+    step(torch.randn(8, channels, 4, 4))  # its normalisation takes the first batch
+    return step
+
+
 def normflows_spline(tiny: bool) -> nn.Module:
     import normflows
 
@@ -89,6 +124,20 @@ def training_step(flow: nn.Module, x: Tensor) -> Results:
     return [loss.detach()]
 
 
+def step_to_z(flow: nn.Module, x: Tensor) -> Results:
+    """The direction of a density with its gradients, but for the optimiser's update."""
+    flow.zero_grad(set_to_none=True)
+    z, log_det = flow.inverse(x)
+    loss = z.square().mean() - log_det.mean()
+    loss.backward()
+    return [loss.detach()]
+
+
+def forward(flow: nn.Module, x: Tensor) -> Results:
+    with torch.no_grad():
+        return flow(x)
+
+
 def inverse(flow: nn.Module, x: Tensor) -> Results:
     with torch.no_grad():
         return flow.inverse(x)
@@ -130,13 +179,25 @@ def before_and_after(
 
 def _entries() -> Iterator[Entry]:
     vectors, pictures = (BATCH, FEATURES), (16, 3, 16, 16)
-    for name, make in (("nflows", nflows_spline), ("normflows", normflows_spline)):
+    flows = {
+        ("nflows", "spline"): nflows_spline,
+        ("normflows", "spline"): normflows_spline,
+        ("nflows", "affine"): nflows_affine,
+        ("normflows", "affine"): normflows_affine,
+    }
+    for (name, map_kind), make in flows.items():
         if peers.is_installed(name):
             for call in (log_prob, sample, training_step):
                 kind = call.__name__.replace("_", " ")
                 build = partial(before_and_after, make, call, vectors, 1e-3)
-                yield Entry(f"accelerate {name} spline couplings {kind}", build)
+                yield Entry(f"accelerate {name} {map_kind} couplings {kind}", build)
     if peers.is_installed("normflows"):
+        for batch, side in ((32, 8), (64, 16)):
+            for call in (forward, inverse, step_to_z):
+                kind = call.__name__.replace("_", " ")
+                shape = batch, 12, side, side
+                build = partial(before_and_after, normflows_glow, call, shape, 1e-3)
+                yield Entry(f"accelerate normflows Glow {side}x{side} {kind}", build)
         for kind, shape in (("MLP", vectors), ("convolutions", pictures)):
             make = partial(normflows_residual, pictures=kind != "MLP")
             build = partial(before_and_after, make, inverse, shape, 1e-3)

@@ -1,15 +1,17 @@
-"""normflows 1.7.3: masked autoregressive flows, spline couplings, residual blocks."""
+"""normflows 1.7.3: masked autoregressive flows, couplings, Glow, residual blocks."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from normflows.flows import normalization
 from normflows.flows.affine import autoregressive, coupling
 from normflows.flows.neural_spline import autoregressive as splines
 from normflows.flows.neural_spline import coupling as spline_couplings
 from normflows.nets import made
 from torch import Tensor, nn
 
+from .glow import AffineCouplingBlock, ConvNet2d, GlowBlock, Invertible1x1Conv
 from .lipschitz_block import iResBlock
 from .made import MadeInverse, SplineElement
 from .spline_coupling import SplineCDF, SplineCoupling
@@ -63,8 +65,13 @@ REPLACEMENTS = (
     MaskedPiecewiseRationalQuadraticAutoregressive,
     PiecewiseRationalQuadraticCoupling,
     PiecewiseRationalQuadraticCDF,
+    AffineCouplingBlock,
+    GlowBlock,
+    Invertible1x1Conv,
+    ConvNet2d,
     iResBlock,
 )
 STAYS: dict[type[nn.Module], str] = {
-    coupling.AffineCoupling: "a training step is as fast as with ours; its net dominates",
+    coupling.AffineCoupling: "what its AffineCouplingBlock gains is gained there",
+    normalization.ActNorm: "one product and one sum; GlowBlock takes it into its 1x1 convolution",
 }

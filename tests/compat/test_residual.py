@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepgen_ext import accelerate, report
+from deepgen_ext.nn import fixed_point_inverse
 from tests.compat.accelerated_models import check_accelerated, close, strictly_accelerated
 
 SHAPES = {"mlp": (5,), "plane": (2,), "cnn": (2, 4, 3)}
@@ -114,3 +115,10 @@ def test_a_wrong_fold_is_refused(monkeypatch) -> None:
     with pytest.warns(UserWarning, match=r"iresblock \(iResBlock\) stays: verification failed"):
         left = accelerate(model)
     assert type(left.iresblock) is type(model.iresblock)
+
+
+def test_how_to_ask_for_a_bound_of_the_error() -> None:
+    model = strictly_accelerated(flow("mlp").double().eval(), 1)
+    net, y = model.iresblock.nnet, torch.randn(4, 5, dtype=torch.float64)
+    x = fixed_point_inverse(net, y, lipschitz=0.97**3, tol=1e-9).x
+    close([x + net(x)], [y], 1e-8)
