@@ -1,4 +1,4 @@
-"""What adversarial games do: experiments on points in the plane, each a picture and its numbers."""
+"""What adversarial games do: small experiments, each a picture and its numbers."""
 
 from __future__ import annotations
 
@@ -87,4 +87,21 @@ def loss_and_quality(
     console = Console(highlight=False)
     for name, value in run_loss_and_quality(out, steps=steps, seed=seed).items():
         console.print(f"{name:22} rank correlation with the exact distance {value:+.2f}")
+    print(out)
+
+
+@app.command("cyclegan-failure")
+def cyclegan_failure(
+    steps: Steps = 500, seed: Seed = 0, out: Picture = Path("cyclegan-failure.png")
+) -> None:
+    """Translate digits into negatives of other digits and back: what a CycleGAN's losses allow.
+
+    Two trainings, of --seed and the next one, on 8x8 digits without pairs.
+    """
+    check_suffix(out, (".png",))
+    from deepgen_ext.recipes.cyclegan_failure import run_cyclegan_failure, verdict
+
+    console = Console(highlight=False)
+    for found in run_cyclegan_failure(out, steps=steps, seed=seed):
+        console.print(f"seed {found.seed}: {verdict(found)}", soft_wrap=True)
     print(out)

@@ -61,6 +61,8 @@ def test_coverage() -> None:
     assert (found.modes, found.of, found.good) == (3, 8, 1.0)
     far = torch.cat((samples, torch.zeros(300, 2)))  # the middle is 1 away from all
     assert mode_coverage.coverage_of(far, ring).good == 0.5
+    edge = ring[:2] + mode_coverage.DEVIATION * torch.tensor([[3.9, 0.0], [4.1, 0.0]])
+    assert mode_coverage.coverage_of(edge, ring).good == 0.5
     few = torch.cat((samples, ring[3:4].repeat(4, 1)))  # 4 of 304: less than a fifth of 38
     assert mode_coverage.coverage_of(few, ring).modes == 3
 
@@ -113,6 +115,7 @@ def test_rank_correlation() -> None:
         ("mode-coverage", 2 * 5),
         ("lipschitz", 5 * 2),
         ("loss-and-quality", 2 * 2),
+        ("cyclegan-failure", 2 * 10),
     ],
 )
 def test_every_command_leaves_a_picture_and_numbers(
