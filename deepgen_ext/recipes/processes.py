@@ -29,6 +29,12 @@ def start_processes(settings: Settings) -> Any:
     for name in ("lightning_fabric", "lightning.fabric"):
         # no banner of ranks: our own line says what runs where
         logging.getLogger(name).setLevel(logging.ERROR)
+    on_gpu = settings.accelerator != "cpu" and torch.cuda.is_available()
+    if settings.precision == "16-mixed" and not on_gpu:  # Fabric would take bfloat16 instead
+        raise RecipeError(
+            "--precision 16-mixed: float16 and the scaling of its losses are for a GPU, and this run "
+            "is on the CPU: bf16-mixed runs there"
+        )
     fabric = package.Fabric(
         accelerator=settings.accelerator,
         devices=settings.devices,

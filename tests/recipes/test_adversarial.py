@@ -159,14 +159,45 @@ def test_samples_of_images_are_levels(game: Game, tmp_path: Path, screen: Consol
     assert samples.max() <= 16
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64"])
-def test_other_precisions(game: Game, tmp_path: Path, screen: Console, precision: str) -> None:
-    for model in ("sn-gan", "wgan-gp"):
-        out = tmp_path / model
-        net = train(game(model=model, precision=precision, max_steps=2), out, console=screen)
-        wanted = torch.float64 if precision == "64" else torch.float32
-        assert all(p.dtype == wanted for p in net.parameters())
-        assert all(row["critic"] not in ("nan", "inf") for row in _rows(out))
+@pytest.mark.parametrize(
+    ("precision", "parameters", "layers"),
+    [("bf16-mixed", torch.float32, torch.bfloat16), ("64", torch.float64, torch.float64)],
+)
+@pytest.mark.parametrize("model", NAMES)
+def test_other_precisions(
+    game: Game,
+    tmp_path: Path,
+    screen: Console,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    precision: str,
+    parameters: torch.dtype,
+    layers: torch.dtype,
+) -> None:
+    """Every network of both players computes in it, penalties included, and is kept in its own."""
+    seen = set()
+    forward = torch.nn.Conv2d.forward
+
+    def watched(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+        y = forward(layer, x)
+        if layer.training:
+            seen.add(y.dtype)
+        return y
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+    net = train(game(model=model, precision=precision, max_steps=2), tmp_path, console=screen)
+    assert seen == {layers}
+    assert all(p.dtype == parameters and p.isfinite().all() for p in net.parameters())
+
+
+def test_float16_is_not_replaced_in_silence(
+    game: Game, tmp_path: Path, screen: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for accelerator in ("cpu", "auto"):
+        given = game(precision="16-mixed", accelerator=accelerator)
+        with pytest.raises(RecipeError, match="16-mixed: float16 .* bf16-mixed runs there"):
+            train(given, tmp_path, console=screen)
 
 
 def test_classes(game: Game, tmp_path: Path, screen: Console) -> None:
