@@ -35,6 +35,13 @@ def sample(
     mean: Annotated[
         bool, typer.Option("--mean", help="Of a VAE: the expected pixels, not draws of them.")
     ] = False,
+    label: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="Of a model with classes: the class to draw; repeated, these classes in turn.",
+            show_default="by chance",
+        ),
+    ] = None,
     accelerator: Accelerator = None,
 ) -> None:
     """Draw samples from a trained model."""
@@ -50,6 +57,7 @@ def sample(
         device=device_of(accelerator),
         method=method,
         mean=mean,
+        label=label or (),
         console=Console(stderr=True),
     )
     print(out)

@@ -130,7 +130,8 @@ def load_classes(data: str) -> tuple[Dataset, tuple[Tensor, Tensor]]:
     dataset = load(data)
     if dataset.labels is None:
         raise RecipeError(
-            f"--data {data}: no classes are known for it; digits and fashion-mnist have them"
+            f"--data {data}: no classes are known for it; digits, fashion-mnist, IDX folders with "
+            f"files of labels and CIFAR-10 have them"
         )
     return dataset, dataset.labels
 
@@ -215,8 +216,11 @@ def _cifar_folder(folder: Path) -> Dataset:
     batches = sorted(folder.glob("data_batch_*"))
     if not (folder / "test_batch").is_file():
         raise RecipeError(f"{folder}: the file test_batch of CIFAR-10 is missing")
-    train = torch.cat([read_cifar_batch(path) for path in batches])
-    return Dataset(folder.name, train, read_cifar_batch(folder / "test_batch"), 256)
+    parts, classes = zip(*(read_cifar_batch(path) for path in batches), strict=True)
+    test, test_classes = read_cifar_batch(folder / "test_batch")
+    known = test_classes is not None and all(part is not None for part in classes)
+    labels = (torch.cat(classes), test_classes) if known else None
+    return Dataset(folder.name, torch.cat(parts), test, 256, labels=labels)
 
 
 def _folder(folder: Path, size: int | None) -> Dataset:

@@ -105,9 +105,9 @@ class _ArrayUnpickler(pickle.Unpickler):
         )
 
 
-def read_cifar_batch(path: Path) -> Tensor:
-    """The images of one of CIFAR-10's python batches as uint8 ``(n, 3, 32, 32)``; code inside the
-    pickle never runs.
+def read_cifar_batch(path: Path) -> tuple[Tensor, Tensor | None]:
+    """Of one of CIFAR-10's python batches the images as uint8 ``(n, 3, 32, 32)``, and their classes,
+    int64 ``(n,)``, if they are in it; code inside the pickle never runs.
     """
     raw = _read_bytes(path)
     try:
@@ -127,7 +127,18 @@ def read_cifar_batch(path: Path) -> Tensor:
             f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         )
         raise RecipeError(f"{path}: its entry 'data' must be uint8 (n, 3072), found {found}")
-    return torch.from_numpy(data.copy()).view(-1, 3, 32, 32)
+    images = torch.from_numpy(data.copy()).view(-1, 3, 32, 32)
+    labels = batch.get(b"labels", batch.get("labels"))
+    if labels is None:
+        return images, None
+    if not isinstance(labels, list) or len(labels) != len(images):
+        found = len(labels) if isinstance(labels, list) else type(labels).__name__
+        raise RecipeError(
+            f"{path}: its entry 'labels' must be a list of {len(images)} classes, found {found}"
+        )
+    if not all(isinstance(label, int) and 0 <= label < 256 for label in labels):
+        raise RecipeError(f"{path}: its entry 'labels' holds something that is no class")
+    return images, torch.tensor(labels, dtype=torch.int64)
 
 
 def read_pictures(folder: Path, size: int | None) -> Tensor:

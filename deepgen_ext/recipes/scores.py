@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from deepgen_ext.recipes import RecipeError, data, require
 from deepgen_ext.recipes.batches import generator_for
+from deepgen_ext.recipes.classes import classes_as, share_in_class
 from deepgen_ext.recipes.feature_network import (
     ClassifierFeatures,
     FeatureNetwork,
@@ -61,6 +62,7 @@ class Scores:
     n_real: int
     n_generated: int
     num_features: int
+    in_class: float = math.nan  # the share that the network puts into its own class, if it has one
 
 
 class _Given(nn.Module):
@@ -169,8 +171,10 @@ def _share_among(samples: Tensor, others: Tensor, neighbours: int) -> float:
     return torch.cat(inside).double().mean().item()
 
 
-def score(real: Features, generated: Features, *, seed: int = 0) -> Scores:
-    """All scores of features of images."""
+def score(
+    real: Features, generated: Features, labels: Tensor | None = None, *, seed: int = 0
+) -> Scores:
+    """All scores of features of images; ``labels`` are the classes of the generated ones."""
     frechet = frechet_distance(real.features, generated.features)
     kernel = kernel_distance(real.features, generated.features, seed=seed)
     has_classes = generated.logits is not None
@@ -185,6 +189,9 @@ def score(real: Features, generated: Features, *, seed: int = 0) -> Scores:
         n_real=len(real.features),
         n_generated=len(generated.features),
         num_features=real.features.shape[1],
+        in_class=share_in_class(generated.logits, labels)
+        if has_classes and labels is not None
+        else math.nan,
     )
 
 
@@ -227,19 +234,25 @@ def score_run(
         )
     network = load_feature_network(network_path, device)
     real_features = network.features_of(real, n_levels)
+    labels = None
+    if getattr(model, "n_classes", 0):
+        labels = classes_as(dataset.labels[split == "test"], n, seed)
     samples = draw(
         model,
         n,
         temperature=temperature,
         seed=seed,
         n_levels=n_levels,
+        labels=labels,
         console=console,
         **({"mean": True} if mean else {}),
     )
-    scores = score(real_features, network.features_of(samples, n_levels), seed=seed)
+    scores = score(real_features, network.features_of(samples, n_levels), labels, seed=seed)
     floor = None
     if split == "train" and len(dataset.test) > scores.num_features:
-        floor = score(real_features, network.features_of(dataset.test, n_levels), seed=seed)
+        held_out = network.features_of(dataset.test, n_levels)
+        known = None if labels is None else dataset.labels[1]
+        floor = score(real_features, held_out, known, seed=seed)
     columns = {"generated" if not mean else "generated, means": scores}
     if floor is not None:
         columns["test split"] = floor
@@ -272,6 +285,8 @@ def _table(columns: dict[str, Scores], network: FeatureNetwork, caption: str) ->
         f"precision (of {MANIFOLD_SAMPLES:,} at most)": lambda s: f"{s.precision:.3f}",
         f"recall (of {MANIFOLD_SAMPLES:,} at most)": lambda s: f"{s.recall:.3f}",
     }
+    if not math.isnan(first.in_class):
+        rows["classified as asked"] = lambda s: f"{s.in_class:.3f}"
     for heading, value in rows.items():
         table.add_row(heading, *map(value, columns.values()))
     return table

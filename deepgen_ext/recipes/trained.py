@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from deepgen_ext.models import (
 from deepgen_ext.objectives import quantize
 from deepgen_ext.recipes import RecipeError, data
 from deepgen_ext.recipes.adversarial_pictures import save_points
+from deepgen_ext.recipes.classes import classes_asked
 from deepgen_ext.recipes.energies import ENERGIES, divergences, log_density
 from deepgen_ext.recipes.metrics import (
     Evaluation,
@@ -52,11 +54,13 @@ def draw(
     seed: int,
     chunk: int = 256,
     n_levels: int | None = None,
+    labels: Tensor | None = None,
     console: Console | None = None,
     **options: Any,
 ) -> Tensor:
     """``n`` samples on the CPU, drawn ``chunk`` at a time to bound the memory; the same seed gives
-    the same samples. Images as levels, uint8 or int64. ``options`` are the model's own.
+    the same samples. Images as levels, uint8 or int64. ``labels`` are classes of a conditional
+    model; ``options`` the model's own.
     """
     generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     parts = []
@@ -64,6 +68,8 @@ def draw(
         for start in range(0, n, chunk):
             if isinstance(model, PixelModel):
                 options["on_row"] = rows.of(start)
+            if labels is not None:
+                options["labels"] = labels[start : start + chunk]
             part = model.sample(
                 min(chunk, n - start), temperature=temperature, generator=generator, **options
             )
@@ -86,6 +92,7 @@ def sample_run(
     device: str,
     method: str | None = None,
     mean: bool = False,
+    label: Sequence[int] = (),
     console: Console | None = None,
 ) -> None:
     """Samples of the run's model as a picture (.png), or as numbers (.npy: uint8 levels, or float32
@@ -109,12 +116,14 @@ def sample_run(
         if not model.distribution.has_mean:
             raise RecipeError(f"--mean: {settings.model} draws its pixels one after the other")
         options["mean"] = True
+    labels = classes_asked(model, settings.model, label, n)
     samples = draw(
         model,
         n,
         temperature=temperature,
         seed=seed,
         n_levels=n_levels,
+        labels=labels,
         console=console,
         **options,
     )

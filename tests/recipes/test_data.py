@@ -138,12 +138,15 @@ def test_cifar_folder(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-py"
     folder.mkdir()
     for number, name in enumerate(["data_batch_1", "data_batch_2", "test_batch"]):
-        batch = {b"data": np.full((2, 3072), number, np.uint8)}
+        batch = {b"data": np.full((2, 3072), number, np.uint8), b"labels": [number, 9]}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
     loaded = data.load(str(folder))
     assert loaded.shape == (3, 32, 32)
     assert loaded.train[:, 0, 0, 0].tolist() == [0, 0, 1, 1]
     assert loaded.test[:, 0, 0, 0].tolist() == [2, 2]
+    assert [part.tolist() for part in loaded.labels] == [[0, 9, 1, 9], [2, 9]]
+    (folder / "data_batch_2").write_bytes(pickle.dumps({b"data": batch[b"data"]}, protocol=2))
+    assert data.load(str(folder)).labels is None
     with pytest.raises(RecipeError, match=f"did you mean {folder}"):
         data.load(str(tmp_path))
     with pytest.raises(RecipeError, match="holds CIFAR-10"):

@@ -86,19 +86,20 @@ def test_cifar_batch_is_red_green_blue_planes(tmp_path: Path, protocol: int) -> 
     data = np.zeros((2, 3072), np.uint8)
     data[1, 1024 + 32 * 5 + 7] = 9  # second image, green, row 5, column 7
     (tmp_path / "data_batch_1").write_bytes(_cifar(data, protocol))
-    read = read_cifar_batch(tmp_path / "data_batch_1")
+    read, classes = read_cifar_batch(tmp_path / "data_batch_1")
+    assert torch.equal(classes, torch.tensor([1, 2]))
     assert read.shape == (2, 3, 32, 32)
     assert read.sum() == 9
     assert read[1, 1, 5, 7] == 9
 
 
 def test_cifar_batch_written_by_an_old_numpy(tmp_path: Path) -> None:
-    raw = _cifar(np.ones((1, 3072), np.uint8)).replace(
+    raw = _cifar(np.ones((2, 3072), np.uint8)).replace(
         b"numpy._core.multiarray", b"numpy.core.multiarray"
     )
     assert b"numpy.core" in raw
     (tmp_path / "data_batch_1").write_bytes(raw)
-    assert read_cifar_batch(tmp_path / "data_batch_1").sum() == 3072
+    assert read_cifar_batch(tmp_path / "data_batch_1")[0].sum() == 2 * 3072
 
 
 def test_broken_cifar(tmp_path: Path) -> None:
@@ -110,6 +111,11 @@ def test_broken_cifar(tmp_path: Path) -> None:
         (_cifar(np.zeros((2, 300), np.uint8)), r"found uint8 \(2, 300\)"),
         (_cifar("text"), "found str"),
         (pickle.dumps([1]), "found NoneType"),
+        (_cifar(np.zeros((3, 3072), np.uint8)), "'labels' must be a list of 3 classes, found 2"),
+        (
+            pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [-1]}),
+            "holds something that is no class",
+        ),
     ]:
         path.write_bytes(content)
         with pytest.raises(RecipeError, match=message) as caught:
