@@ -103,9 +103,9 @@ def test_samples_of_classes(
 
     monkeypatch.setattr(DCGANGenerator, "forward", shown)
     common = {"temperature": 1.0, "seed": 0, "out": out, "device": "cpu"}
-    sample_run(run, n=300, label=(7, 2), **common)
+    sample_run(run, n=300, label=(7, 2, 5), **common)
     samples = np.load(out)
-    assert samples[:, 0, 0, 0].tolist() == [7, 2] * 150
+    assert samples[:, 0, 0, 0].tolist() == [7, 2, 5] * 100
     sample_run(run, n=300, **common)
     assert set(np.load(out)[:, 0, 0, 0]) == set(range(10))  # by chance
     with pytest.raises(RecipeError, match="--label 10: the classes are 0 to 9"):
