@@ -189,6 +189,7 @@ def _perturb(model: nn.Module) -> None:
 def _plain_ops() -> Iterator[None]:
     with (
         mock.patch.object(ops, "affine_coupling", reference.affine_coupling),
+        mock.patch.object(ops, "half_coupling", reference.half_coupling),
         mock.patch.object(ops, "channel_affine", reference.channel_affine),
     ):
         yield

@@ -28,6 +28,9 @@ struct AffineCoupling {
   Operand mask;   // bool, batch_stride 0, absent without a mask: where false, y = x
   void* log_det;  // (batch,), double for f64, else float
 
+  // The half that a coupling layer leaves as it is, and where y wants it; absent alone.
+  Operand kept, kept_copy;
+
   // Room for the sums of pieces of long rows, (batch, pieces), of log_det's type. CUDA only; null
   // for one piece.
   void* partial_sums = nullptr;

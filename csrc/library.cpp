@@ -11,6 +11,12 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "affine_coupling_backward(Tensor grad_output, Tensor grad_log_det, Tensor x, Tensor "
       "raw_scale, "
       "Tensor? mask, str scale_map, float clamp, bool inverse) -> Tensor[]");
+  m.def(
+      "half_coupling(Tensor visible, Tensor moved, Tensor parameters, bool moved_first, str "
+      "scale_map, float clamp, bool inverse) -> (Tensor y, Tensor log_det)");
+  m.def(
+      "half_coupling_backward(Tensor grad_output, Tensor grad_log_det, Tensor moved, Tensor "
+      "parameters, str scale_map, float clamp, bool inverse) -> (Tensor, Tensor)");
 
   m.def(
       "channel_affine(Tensor x, Tensor log_scale, Tensor shift, bool inverse) -> (Tensor y, Tensor "

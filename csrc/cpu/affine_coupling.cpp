@@ -188,6 +188,12 @@ void forward_tile(const AffineCoupling& p, const Tile& tile, T* sums) {
     }
   }
   write_back(p.y, p.storage, extent, tile, y, y_buffer);
+  if (p.kept) {
+    const T* kept = read_tile(p.kept, p.storage, extent, tile, x_buffer);
+    T* copy = write_tile(p.kept_copy, p.storage, extent, tile, x_buffer);
+    if (copy != kept) std::copy_n(kept, n, copy);
+    write_back(p.kept_copy, p.storage, extent, tile, copy, x_buffer);
+  }
   sum_rows(log_scale, tile.rows, tile.columns, sums);
 }
 

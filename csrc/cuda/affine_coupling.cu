@@ -71,6 +71,10 @@ __global__ void __launch_bounds__(block_threads) forward_kernel(AffineCoupling p
       sum += p.inverse ? -s.log : s.log;
     }
     write(p.y, offset_of<V>(p.y, p.extent, piece.row, i), y);
+    if (p.kept) {
+      write(p.kept_copy, offset_of<V>(p.kept_copy, p.extent, piece.row, i),
+            read<S, V>(p.kept, offset_of<V>(p.kept, p.extent, piece.row, i)));
+    }
   }
   sum = group_sum(sum, plan.group);
   if (piece.exists() && piece.lane == 0) {
@@ -129,7 +133,7 @@ template <class S>
 void forward(const AffineCoupling& p, cudaStream_t stream) {
   constexpr int V = 16 / sizeof(S);
   bool packs = allows_packs<bool, V>(p.mask, p.extent);
-  for (const Operand& operand : {p.x, p.raw_scale, p.shift, p.y}) {
+  for (const Operand& operand : {p.x, p.raw_scale, p.shift, p.y, p.kept, p.kept_copy}) {
     packs = packs && allows_packs<S, V>(operand, p.extent);
   }
   note_packs(packs);

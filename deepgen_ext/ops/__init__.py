@@ -1,6 +1,6 @@
 """Stateless, differentiable, compile-safe operations on tensors; each is one C++ and one CUDA kernel."""
 
-from deepgen_ext.ops.affine_coupling import affine_coupling
+from deepgen_ext.ops.affine_coupling import affine_coupling, half_coupling
 from deepgen_ext.ops.ancestral_sample import ancestral_sample
 from deepgen_ext.ops.autoregressive_inverse import autoregressive_inverse
 from deepgen_ext.ops.block_triangular_linear import block_triangular_linear
@@ -33,6 +33,7 @@ __all__ = [
     "discretized_logistic_mixture_draw",
     "fixed_point_mlp",
     "fixed_point_step",
+    "half_coupling",
     "masked_conv2d",
     "planar_chain",
     "power_iteration",

@@ -72,6 +72,40 @@ def affine_coupling(
     return library.affine_coupling(x, raw_scale, shift, mask, scale_map, clamp, inverse)
 
 
+def half_coupling(
+    visible: Tensor,
+    moved: Tensor,
+    parameters: Tensor,
+    *,
+    moved_first: bool = False,
+    scale_map: str = "exp",
+    clamp: float = 2.0,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """A whole coupling layer but for its network: y = [visible, affine_coupling(moved)] in one pass.
+
+    The same as splitting `parameters` into raw scale and shift, `affine_coupling` of `moved`, and
+    concatenating; neither direction copies a half, and the gradient of `parameters` comes whole, laid out as they are.
+
+    Args:
+        visible: (batch, C_visible, ...), copied to y as it is; float32, float64, bfloat16 or float16.
+        moved: (batch, C_moved, ...), the other channels of the same tensor, any strides.
+        parameters: (batch, 2 C_moved, ...), raw scale, then shift: what the network says of `visible`.
+        moved_first: y is [moved, visible].
+        scale_map, clamp, inverse: as in `affine_coupling`.
+
+    Returns:
+        y, (batch, C_visible + C_moved, ...), and log_det, (batch,): float32 for half types, else x's dtype.
+
+    Differentiable twice, deterministic, float32 under autocast, as `affine_coupling` is.
+
+    Raises:
+        ValueError: shapes that do not fit, another device, an unknown scale_map, clamp not above 0.
+        TypeError: a tensor that is not floating-point, dtypes that differ.
+    """
+    return library.half_coupling(visible, moved, parameters, moved_first, scale_map, clamp, inverse)
+
+
 def _additive(
     x: Tensor, shift: Tensor, inverse: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -102,6 +136,20 @@ def _(grad_output, grad_log_det, x, raw_scale, mask, scale_map, clamp, inverse):
     if inverse or mask is not None:
         gradients.append(torch.empty_like(raw_scale))
     return gradients
+
+
+@torch.library.register_fake("deepgen_ext::half_coupling")
+def _(visible, moved, parameters, moved_first, scale_map, clamp, inverse):
+    sum_type = torch.float64 if moved.dtype == torch.float64 else torch.float32
+    sizes = [moved.shape[0], visible.shape[1] + moved.shape[1], *moved.shape[2:]]
+    layout = torch._prims_common.suggest_memory_format(moved)
+    y = torch.empty(sizes, dtype=moved.dtype, device=moved.device, memory_format=layout)
+    return y, moved.new_empty(moved.shape[0], dtype=sum_type)
+
+
+@torch.library.register_fake("deepgen_ext::half_coupling_backward")
+def _(grad_output, grad_log_det, moved, parameters, scale_map, clamp, inverse):
+    return torch.empty_like(moved), torch.empty_like(parameters)
 
 
 def _log_scale_derivatives(
@@ -147,11 +195,27 @@ def _save_for_double_backward(ctx, inputs, output) -> None:
 
 
 def _double_backward(ctx, cotangents):
-    """The gradient of the gradients' formulas in csrc/affine_coupling.h, with cotangents (a, b, c)."""
     g, grad_log_det, x, raw_scale, mask = ctx.saved_tensors
-    scale_map, clamp, inverse = ctx.options
     a, b = cotangents[:2]
     c = cotangents[2] if len(cotangents) == 3 else torch.zeros_like(g)
+    gradients = _second_gradients(g, grad_log_det, x, raw_scale, mask, ctx.options, (a, b, c))
+    return *gradients, None, None, None, None
+
+
+def _double_backward_of_half(ctx, by_moved, by_parameters):
+    g, grad_log_det, moved, parameters = ctx.saved_tensors
+    raw_scale, _ = parameters.chunk(2, 1)
+    cotangents = (by_moved, *by_parameters.chunk(2, 1))
+    *gradients, by_raw = _second_gradients(
+        g, grad_log_det, moved, raw_scale, None, ctx.options, cotangents
+    )
+    return *gradients, torch.cat((by_raw, torch.zeros_like(by_raw)), 1), None, None, None
+
+
+def _second_gradients(g, grad_log_det, x, raw_scale, mask, options, cotangents):
+    """The gradient of the gradients' formulas in csrc/affine_coupling.h, with cotangents (a, b, c)."""
+    scale_map, clamp, inverse = options
+    a, b, c = cotangents
     log_scale, slope, curvature = _log_scale_derivatives(raw_scale, scale_map, clamp)
     total = grad_log_det.to(g.dtype).reshape(-1, *[1] * (g.dim() - 1))
     if inverse:
@@ -177,7 +241,7 @@ def _double_backward(ctx, cotangents):
         if g.dim() > 1
         else by_total
     )
-    return by_g, by_total, by_x, by_raw, None, None, None, None
+    return by_g, by_total, by_x, by_raw
 
 
 torch.library.register_autograd(
@@ -186,6 +250,13 @@ torch.library.register_autograd(
     setup_context=_save_for_double_backward,
 )
 
+torch.library.register_autograd(
+    "deepgen_ext::half_coupling_backward",
+    _double_backward_of_half,
+    setup_context=_save_for_double_backward,
+)
+
 for _device in ("cpu", "cuda"):
     # Log-determinants are long sums: autocast must not round their terms to half precision.
     torch.library.register_autocast("deepgen_ext::affine_coupling", _device, torch.float32)
+    torch.library.register_autocast("deepgen_ext::half_coupling", _device, torch.float32)

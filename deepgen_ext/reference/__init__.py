@@ -4,7 +4,7 @@ Tests and benchmarks compare with these functions. Nothing that ships calls them
 kernel. They check no inputs and take no short cut: one line of mathematics is one line of code.
 """
 
-from .affine_coupling import affine_coupling
+from .affine_coupling import affine_coupling, half_coupling
 from .ancestral_sample import ancestral_sample
 from .autoregressive_inverse import autoregressive_inverse
 from .block_triangular_linear import block_triangular_linear
@@ -33,6 +33,7 @@ __all__ = [
     "discretized_logistic_mixture_draw",
     "fixed_point_mlp",
     "fixed_point_step",
+    "half_coupling",
     "masked_conv2d",
     "planar_chain",
     "power_iteration",

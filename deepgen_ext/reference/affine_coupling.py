@@ -57,3 +57,21 @@ def affine_coupling(
     else:
         y = x.to(accumulate) * log_scale.exp() + shift
     return y.to(x.dtype), sum_over_all_but_batch(log_scale)
+
+
+def half_coupling(
+    visible: Tensor,
+    moved: Tensor,
+    parameters: Tensor,
+    *,
+    moved_first: bool = False,
+    scale_map: str = "exp",
+    clamp: float = 2.0,
+    inverse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """[visible, affine_coupling(moved)], or the reverse, of `parameters` = [raw scale, shift]."""
+    raw_scale, shift = parameters.chunk(2, dim=1)
+    moved, log_det = affine_coupling(
+        moved, raw_scale, shift, scale_map=scale_map, clamp=clamp, inverse=inverse
+    )
+    return torch.cat((moved, visible) if moved_first else (visible, moved), dim=1), log_det

@@ -34,6 +34,11 @@ def run_affine_coupling(ops, dtype, layout):
             options = (mask, scale_map, 2.0, inverse)
             ops.affine_coupling(x, raw, shift, *options)
             ops.affine_coupling_backward(grad, grad_log_det, x, raw, *options)
+        parameters = torch.randn(shape[0], 2 * shape[1], *shape[2:]).to(dtype)
+        for inverse in (False, True):
+            options = ("sigmoid", 2.0, inverse)
+            ops.half_coupling(x, grad, parameters, inverse, *options)
+            ops.half_coupling_backward(grad, grad_log_det, x, parameters, *options)
 
 
 def run_channel_affine(ops, dtype, layout):

@@ -33,19 +33,24 @@ class _Coupling(Transform):
         # the new graph.
         x = y.detach().clone().requires_grad_()
         visible, moved, mask = self._halves(x)
-        parameters = self._condition(visible, moved, context)
+        h = self._condition(visible, moved, context)
         with torch.no_grad():
-            moved_of_x, _ = self._affine(moved, *parameters, inverse=True, mask=mask)
+            moved_of_x, _ = self._affine(moved, *self._split(h), inverse=True, mask=mask)
             # The conditioner's graph holds the other half of x, which this leaves alone; written
             # through `moved`, it would count as a change of both.
             moved.data.copy_(moved_of_x)
-        moved_again, log_det = self._affine(moved, *parameters, inverse=False, mask=mask)
-        return x, self._join(visible, moved_again), log_det
+        return x, *self._map(visible, moved, h, inverse=False, mask=mask)
 
     def _couple(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         visible, moved, mask = self._halves(x)
-        parameters = self._condition(visible, moved, context)
-        moved, log_det = self._affine(moved, *parameters, inverse=inverse, mask=mask)
+        h = self._condition(visible, moved, context)
+        return self._map(visible, moved, h, inverse=inverse, mask=mask)
+
+    def _map(
+        self, visible: Tensor, moved: Tensor, h: Tensor, *, inverse: bool, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Both halves of the result together, and the log-det."""
+        moved, log_det = self._affine(moved, *self._split(h), inverse=inverse, mask=mask)
         return self._join(visible, moved), log_det
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -67,10 +72,8 @@ class _Coupling(Transform):
             return moved
         return torch.cat((moved, visible) if self.swap else (visible, moved), dim=1)
 
-    def _condition(
-        self, visible: Tensor, moved: Tensor, context: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        """The parameters of the half that moves."""
+    def _condition(self, visible: Tensor, moved: Tensor, context: Tensor | None) -> Tensor:
+        """The parameters of the half that moves, as the conditioner returns them."""
         h = self.conditioner(visible) if context is None else self.conditioner(visible, context)
         expected = (moved.shape[0], self.outputs_per_channel * moved.shape[1], *moved.shape[2:])
         if h.shape != expected:
@@ -80,7 +83,7 @@ class _Coupling(Transform):
             )
         if h.dtype != moved.dtype:  # autocast runs the conditioner, not the flow, in half precision
             h = h.to(moved.dtype)
-        return self._split(h)
+        return h
 
     def _split(self, h: Tensor) -> tuple[Tensor | None, ...]:
         """The conditioner's output in parts: (raw_scale, shift)."""
@@ -147,6 +150,21 @@ class AffineCoupling(_Coupling):
             raise ValueError(f"clamp: expected a positive number, got {clamp}")
         self.scale_map = scale_map
         self.clamp = clamp
+
+    def _map(
+        self, visible: Tensor, moved: Tensor, h: Tensor, *, inverse: bool, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if mask is not None:
+            return super()._map(visible, moved, h, inverse=inverse, mask=mask)
+        return ops.half_coupling(
+            visible,
+            moved,
+            h,
+            moved_first=self.swap,
+            scale_map=self.scale_map,
+            clamp=self.clamp,
+            inverse=inverse,
+        )
 
     def _affine(
         self,
