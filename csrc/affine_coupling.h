@@ -71,7 +71,8 @@ int64_t affine_coupling_pieces(const Extent&);
 }  // namespace cuda
 
 // One element. Three functions of plain scalars: a struct of results kept the vectoriser away; what
-// they compute in common the compiler finds.
+// they compute in common the compiler finds, but for a division by the same number: hence 1 / (1 +
+// e) and a product.
 
 // exp(-|v|) with v = raw + 2: both sides of the sigmoid without overflow.
 template <class T>
@@ -115,7 +116,7 @@ DEEPGEN_HD T factor_of(T raw, T log_scale, bool inverse) {
   if constexpr (M == ScaleMap::sigmoid) {
     const T e = sigmoid_decay(raw);
     const T positive = raw + T(2) < T(0) ? e : T(1);  // s = positive / (1 + e)
-    return inverse ? (T(1) + e) / positive : positive / (T(1) + e);
+    return inverse ? (T(1) + e) / positive : positive * (T(1) / (T(1) + e));
   } else if constexpr (M == ScaleMap::tanh) {
     return exp_of_unit(inverse ? -log_scale : log_scale);
   } else if constexpr (M == ScaleMap::softplus || M == ScaleMap::floored_sigmoid) {
@@ -136,7 +137,7 @@ DEEPGEN_HD T slope_of(T raw, T log_scale, T clamp) {
   } else if constexpr (M == ScaleMap::sigmoid) {
     // 1 - s without cancellation.
     const T e = sigmoid_decay(raw);
-    return (raw + T(2) < T(0) ? T(1) : e) / (T(1) + e);
+    return (raw + T(2) < T(0) ? T(1) : e) * (T(1) / (T(1) + e));
   } else if constexpr (M == ScaleMap::softclip) {
     const T part = clamp / (clamp + magnitude_of(raw));
     return part * part;

@@ -100,6 +100,14 @@ DEEPGEN_HD float log1p_unit(float u) {
   return (high * (u2 * u2) + low) * u2 + u;
 }
 
+// ln(1 + u) for 0 <= u < 2^24, as log1p_unit of what is left of u when the power of two in 1 + u is
+// taken out: u itself where that is 1.
+DEEPGEN_HD float log1p(float u) {
+  const int32_t n = (to_bits(1.0f + u) >> 23) - 127;
+  const float part = from_bits((127 - n) << 23);
+  return log1p_unit(u * part + (part - 1.0f)) + static_cast<float>(n) * 0.693147180559945309f;
+}
+
 // ln x for x >= 0, subnormal ones included; -inf at 0, NaN below. x = 2^n (1 + f) with 1 + f
 // between sqrt(1/2) and sqrt(2); the polynomial is Cephes' (Moshier).
 DEEPGEN_HD float log(float x) {
@@ -169,7 +177,8 @@ DEEPGEN_HD float sin_pi(float x) {
 }  // namespace polynomial
 
 // The names kernels use, for float and double on both devices: exp; e^x for |x| <= 1; e^-|x|; tanh;
-// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1; ln x; sin(pi x); |x|.
+// atan(x / scale) for scale > 0; ln(1 + u) for 0 <= u <= 1, for 0 <= u < 2^24; ln x; sin(pi x);
+// |x|.
 #if defined(__CUDA_ARCH__)
 DEEPGEN_HD float exp_of(float x) {
   return expf(x);
@@ -187,6 +196,9 @@ DEEPGEN_HD float atan_of(float x, float scale) {
   return atanf(x / scale);
 }
 DEEPGEN_HD float log1p_of_unit(float u) {
+  return log1pf(u);
+}
+DEEPGEN_HD float log1p_of(float u) {
   return log1pf(u);
 }
 DEEPGEN_HD float log_of(float x) {
@@ -217,6 +229,9 @@ DEEPGEN_HD float atan_of(float x, float scale) {
 DEEPGEN_HD float log1p_of_unit(float u) {
   return polynomial::log1p_unit(u);
 }
+DEEPGEN_HD float log1p_of(float u) {
+  return polynomial::log1p(u);
+}
 DEEPGEN_HD float log_of(float x) {
   return polynomial::log(x);
 }
@@ -243,6 +258,9 @@ DEEPGEN_HD double atan_of(double x, double scale) {
   return std::atan(x / scale);
 }
 DEEPGEN_HD double log1p_of_unit(double u) {
+  return std::log1p(u);
+}
+DEEPGEN_HD double log1p_of(double u) {
   return std::log1p(u);
 }
 DEEPGEN_HD double log_of(double x) {

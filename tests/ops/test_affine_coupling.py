@@ -129,6 +129,26 @@ def test_sigmoid_does_not_overflow_far_out():
     torch.testing.assert_close(log_det, (raw + 2).clamp(max=0).sum(1))
 
 
+@pytest.mark.parametrize("columns", [96, 128, 4096 + 256])
+def test_log_det_of_a_saturated_row_is_relatively_exact(columns):
+    """Where all s are next to 1, ln s must not be lost in 1 + e, however many share a logarithm."""
+    for low, high in ((12, 40), (60, 80), (-3, -1), (-80, 80)):
+        raw = torch.linspace(low, high, columns)[None].repeat(2, 1)
+        zero = torch.zeros_like(raw)
+        for inverse in (False, True):
+            options = {"scale_map": "sigmoid", "inverse": inverse}
+            _, log_det = ops.affine_coupling(zero, raw, zero, **options)
+            exact = reference.affine_coupling(*(t.double() for t in (zero, raw, zero)), **options)[
+                1
+            ]
+            assert ((log_det - exact) / exact).abs().max() < 5e-6
+    raw[0, 17] = torch.nan
+    raw[1, 5] = -math.inf
+    _, log_det = ops.affine_coupling(zero, raw, zero, scale_map="sigmoid")
+    assert log_det[0].isnan()
+    assert log_det[1] == -math.inf
+
+
 def test_elementary_functions_over_the_whole_range():
     """The kernels' own float polynomials, element by element, against float64."""
     raw = torch.cat([torch.linspace(-86.5, 88.5, 20001), torch.linspace(-2, 2, 20001)])[:, None]
