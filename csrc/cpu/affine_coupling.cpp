@@ -10,9 +10,9 @@
 // (benchmarks/run.py --filter image):
 // 0.9 to 1.2 of a copy of as many bytes while they lie in the last cache, 1.2 (exp) to 1.6 (tanh)
 // from memory: there the arithmetic of a tile delays the loads of the next. Prefetching by hand, 2
-// to 8 blocks of 1 KiB ahead, made that worse (1.4). The sigmoid map takes 0.40 ns an element in L1,
-// with a logarithm an element 0.54 (exp 0.31, tanh 0.50). Fresh outputs cost page faults besides;
-// large ones ask for huge pages (glue.cpp).
+// to 8 blocks of 1 KiB ahead, made that worse (1.4). The sigmoid map takes 0.40 ns an element in
+// L1, with a logarithm an element 0.54 (exp 0.31, tanh 0.50). Fresh outputs cost page faults
+// besides; large ones ask for huge pages (glue.cpp).
 #include "../affine_coupling.h"
 
 #include <vector>
