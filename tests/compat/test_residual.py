@@ -122,3 +122,19 @@ def test_how_to_ask_for_a_bound_of_the_error() -> None:
     net, y = model.iresblock.nnet, torch.randn(4, 5, dtype=torch.float64)
     x = fixed_point_inverse(net, y, lipschitz=0.97**3, tol=1e-9).x
     close([x + net(x)], [y], 1e-8)
+
+
+@pytest.mark.parametrize("n_dist", ["geometric", "poisson"])
+def test_late_terms_of_the_series_where_they_count(n_dist: str) -> None:
+    nf = pytest.importorskip("normflows")
+    model = nf.flows.Residual(nf.nets.LipschitzMLP([4, 4]), reverse=False, n_dist=n_dist).eval()
+    with torch.no_grad():
+        model.iresblock.nnet.net[1].weight.copy_(0.97 * torch.eye(4))
+    model, x = model.double(), torch.full((3, 4), 20.0, dtype=torch.float64)
+    fast = strictly_accelerated(model, 1)
+    results = []
+    for part in (model, fast):  # slopes of 0.88, whose power of 20 is 0.08
+        np.random.seed(2)
+        torch.manual_seed(2)
+        results.append(part.iresblock.forward(x, 0)[1])
+    close(results[:1], results[1:], 1e-9)
