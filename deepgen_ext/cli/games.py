@@ -16,7 +16,7 @@ Seed = Annotated[int, typer.Option(min=0)]
 Picture = Annotated[Path, typer.Option(help="A .png; the numbers go to a .csv of that name.")]
 
 
-@app.command()
+@app.command(rich_help_panel="Experiments")
 def divergences(steps: Steps = 400, seed: Seed = 0, out: Picture = Path("divergences.png")) -> None:
     """Measure KL, JS and W of two parallel lines by critics, against what is exact.
 
@@ -35,7 +35,7 @@ def divergences(steps: Steps = 400, seed: Seed = 0, out: Picture = Path("diverge
     print(out)
 
 
-@app.command("vanishing-gradient")
+@app.command("vanishing-gradient", rich_help_panel="Experiments")
 def vanishing_gradient(
     steps: Steps = 1000, seed: Seed = 0, out: Picture = Path("vanishing-gradient.png")
 ) -> None:
@@ -49,7 +49,7 @@ def vanishing_gradient(
     print(out)
 
 
-@app.command("mode-coverage")
+@app.command("mode-coverage", rich_help_panel="Experiments")
 def mode_coverage(
     steps: Steps = 2000, seed: Seed = 0, out: Picture = Path("mode-coverage.png")
 ) -> None:
@@ -63,7 +63,7 @@ def mode_coverage(
     print(out)
 
 
-@app.command()
+@app.command(rich_help_panel="Experiments")
 def lipschitz(steps: Steps = 1000, seed: Seed = 0, out: Picture = Path("lipschitz.png")) -> None:
     """Follow a critic's slope: clipped, penalised, spectrally normalised, free."""
     check_suffix(out, (".png",))
@@ -76,7 +76,7 @@ def lipschitz(steps: Steps = 1000, seed: Seed = 0, out: Picture = Path("lipschit
     print(out)
 
 
-@app.command("loss-and-quality")
+@app.command("loss-and-quality", rich_help_panel="Experiments")
 def loss_and_quality(
     steps: Steps = 1500, seed: Seed = 0, out: Picture = Path("loss-and-quality.png")
 ) -> None:
@@ -90,7 +90,7 @@ def loss_and_quality(
     print(out)
 
 
-@app.command("cyclegan-failure")
+@app.command("cyclegan-failure", rich_help_panel="Experiments")
 def cyclegan_failure(
     steps: Steps = 500, seed: Seed = 0, out: Picture = Path("cyclegan-failure.png")
 ) -> None:

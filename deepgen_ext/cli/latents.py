@@ -13,7 +13,7 @@ from deepgen_ext.cli.arguments import Accelerator, RunFolder, check_suffix, devi
 Seed = Annotated[int, typer.Option(min=0, help="Of the binarisation or dequantisation.")]
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def latents(
     run: RunFolder,
     kind: Annotated[
@@ -45,7 +45,7 @@ def latents(
     print(out)
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def posteriors(
     runs: Annotated[
         list[Path], typer.Argument(metavar="DIR...", help="Folders of runs with 2 latents.")
@@ -66,7 +66,7 @@ def posteriors(
     print(out)
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def resample(
     run: RunFolder,
     n: Annotated[int, typer.Option("--n", min=1, help="Rows: images to begin with.")] = 8,

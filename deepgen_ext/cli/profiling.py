@@ -23,7 +23,7 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 RIVALS = ("eager", "compile", "peers")
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Speed, and this machine")
 def profile(
     what: Annotated[
         str, typer.Argument(metavar="OP|MODEL|all", help="An op, a model, or all ops.")

@@ -13,7 +13,7 @@ from deepgen_ext.cli.arguments import Accelerator, RunFolder, check_suffix, devi
 from deepgen_ext.recipes import RecipeError
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Scores and tables")
 def scores(
     run: RunFolder,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples to draw.")] = 5000,
@@ -56,7 +56,7 @@ def scores(
     )
 
 
-@app.command("feature-network", no_args_is_help=True)
+@app.command("feature-network", no_args_is_help=True, rich_help_panel="Scores and tables")
 def feature_network(
     out: Annotated[Path, typer.Option(help="A .pt.", show_default=False)],
     data: Annotated[
@@ -94,7 +94,7 @@ def feature_network(
     )
 
 
-@app.command()
+@app.command(rich_help_panel="Scores and tables")
 def ablation(
     data: Annotated[
         str, typer.Option(metavar="NAME|PATH", help="Images: digits, fashion-mnist, a path.")

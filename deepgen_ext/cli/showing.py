@@ -11,7 +11,7 @@ from rich.console import Console
 from deepgen_ext.cli import app
 
 
-@app.command()
+@app.command(rich_help_panel="Speed, and this machine")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and the run.")] = Path("demo"),
     seconds: Annotated[float, typer.Option(min=1.0, help="Time to train.")] = 60.0,
@@ -22,7 +22,7 @@ def demo(
     run_demo(out, seconds=seconds, console=Console())
 
 
-@app.command()
+@app.command(rich_help_panel="Speed, and this machine")
 def info() -> None:
     """Show versions, devices, SIMD level, compiled architectures, and which op has which
     kernels.

@@ -13,7 +13,7 @@ from deepgen_ext.cli.arguments import Accelerator, RunFolder, check_suffix, devi
 from deepgen_ext.recipes import RecipeError
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def sample(
     run: RunFolder,
     n: Annotated[int, typer.Option("--n", min=1, help="Number of samples.")] = 64,
@@ -63,7 +63,7 @@ def sample(
     print(out)
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def complete(
     run: RunFolder,
     rows: Annotated[
@@ -106,7 +106,7 @@ def complete(
     print(out)
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def evaluate(
     run: RunFolder,
     data: Annotated[
@@ -156,7 +156,7 @@ def evaluate(
     )
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def translate(
     run: RunFolder,
     direction: Annotated[str, typer.Option(help="a-to-b or b-to-a.")] = "a-to-b",

@@ -14,7 +14,7 @@ from deepgen_ext.cli.arguments import Accelerator, check_suffix
 from deepgen_ext.recipes import RecipeError
 
 
-@app.command(no_args_is_help=True)
+@app.command(no_args_is_help=True, rich_help_panel="Train and use a model")
 def train(
     model: Annotated[
         str,
@@ -122,7 +122,7 @@ def train(
     recipe.train(settings, out, resume=resume, console=Console())
 
 
-@app.command("energies-table")
+@app.command("energies-table", rich_help_panel="Scores and tables")
 def energies_table(
     steps: Annotated[
         int | None,
@@ -175,7 +175,7 @@ def energies_table(
     fill_table(fits, out or (), jobs=jobs, console=Console())
 
 
-@app.command("hybrid-table")
+@app.command("hybrid-table", rich_help_panel="Scores and tables")
 def hybrid_table(
     data: Annotated[str, typer.Option(help="Images with classes: digits.")] = "digits",
     steps: Annotated[int, typer.Option(min=1, help="Of each fit.")] = 600,
