@@ -201,6 +201,8 @@ FORMULAS: dict[str, Formula] = {
     # exp or another map, its log, product, sum, and the sum of log s; then twice the products.
     "affine_coupling": _each("x", 5),
     "affine_coupling_backward": _each("x", 7),
+    "half_coupling": _each("moved", 5),
+    "half_coupling_backward": _each("moved", 7),
     "channel_affine": _each("x", 2),
     "channel_affine_backward": _each("x", 5),
     # Widths and heights: largest, difference, exponential, sum, edge; then which bin, 40 in it.
