@@ -68,6 +68,34 @@ def test_long_rows(shape):
     check_values(*pair(scale_map="tanh"), inputs_of(shape))
 
 
+@pytest.mark.parametrize("columns", [15, 16, 17, 31, 32, 33, 48, 64, 100, 1000, 1008])
+@pytest.mark.parametrize("inverse", [False, True])
+def test_rows_that_are_mapped_where_they_are(columns, inverse):
+    """Halves of wider tensors in several tiles, the last one partial: each operand with a stride of its own."""
+    rows = 2 * (1024 // columns) + 3
+    generator = torch.Generator().manual_seed(columns)
+    wide, parameters = (
+        torch.randn(rows, k * columns + 1, generator=generator, dtype=torch.float64) for k in (1, 2)
+    )
+    strided = (wide[:, 1:], *parameters[:, 1:].chunk(2, 1))
+    op, specification = pair(inverse=inverse)
+    for dtype in (torch.float32, torch.float64):
+        x, raw, shift = (t.to(dtype) for t in strided)
+        halves = torch.cat((raw, shift), 1).chunk(2, 1)
+        wider = torch.cat((x, x), 1)[:, columns:]
+        exact_y, exact_log_det = specification(*(t.double() for t in (x, raw, shift)))
+        tolerance = {torch.float32: 2e-6, torch.float64: 1e-14}[dtype]
+        for operands in ((x, raw, shift), (x, *halves), (wider, *halves), (wider, raw, shift)):
+            y, log_det = op(*operands)
+            assert ((y - exact_y).abs() / (1 + exact_y.abs())).max() < tolerance
+            assert (log_det - exact_log_det).abs().max() < tolerance * (1 + columns**0.5)
+        # What moves by half_coupling lies in a wider y.
+        visible = torch.zeros_like(x)
+        y, log_det = ops.half_coupling(visible, x, torch.cat((raw, shift), 1), inverse=inverse)
+        assert torch.equal(y[:, :columns], visible)
+        assert ((y[:, columns:] - exact_y).abs() / (1 + exact_y.abs())).max() < tolerance
+
+
 @given(
     batch=st.integers(0, 40),
     sample=st.lists(st.integers(1, 9), max_size=4),
@@ -201,8 +229,10 @@ def test_additive():
     assert torch.equal(log_det, torch.zeros(3, dtype=torch.float64))
 
 
-def test_sums_do_not_depend_on_threads():
-    x, raw, shift = (t.float() for t in inputs_of((3, 70001)))
+@pytest.mark.parametrize("shape", [(3, 70001), (2000, 64)], ids=str)
+def test_sums_do_not_depend_on_threads(shape):
+    x, raw, shift = (t.float() for t in inputs_of(shape))
+    raw, shift = torch.cat((raw, shift), 1).chunk(2, 1)
     threads = torch.get_num_threads()
     try:
         results = []
