@@ -66,6 +66,7 @@ def all_entries() -> list[Entry]:
         "adversarial",
         "compat",
         "compat_flows",
+        "compat_masked",
     )
     modules = [*(f"ops.{op}" for op in ops), *networks]
     return [

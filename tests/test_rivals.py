@@ -62,6 +62,7 @@ REQUIRED = {
     "adversarial sn-gan": "torch's parametrization",
     "adversarial wgan-gp": "eager",
     "accelerate": "before, a pass",
+    "accelerate masked Conv2d": "before",
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .accelerated import Accelerated, named_parts, swap, swap_back
+from .masked_convolution import class_of, mask_of
 from .peers import Peer, other_version, peer_of, reasons_to_stay, replacements
 from .verification import difference
 
@@ -33,6 +34,8 @@ def accelerate(module: nn.Module, *, inplace: bool = False, verify: bool = True)
     methods of its own. So optimisers that hold its parameters go on working, checkpoints fit both
     ways, and copies and pickles keep what was done. Only instances of the very classes that
     deepgen_ext/compat/README.md lists are replaced; a subclass has methods of its own and stays.
+    Besides these, masked convolutions of one's own, which are known by their buffer and by what they
+    compute.
 
     Args:
         module: a model, or a part of one.
@@ -118,6 +121,9 @@ def _verdicts(model: nn.Module) -> tuple[list[Verdict], list[str]]:
         if isinstance(part, Accelerated):
             verdicts.append(Verdict(path, part, None))
             continue
+        if mask_of(part):
+            verdicts.append(_of_fast(path, part, class_of(type(part))))
+            continue
         for cls in type(part).__mro__:
             peer = peer_of(cls)
             note = other_version(peer) if peer else ""
@@ -141,6 +147,10 @@ def _verdict(path: str, part: Any, cls: type, peer: Peer) -> Verdict | None:
         return Verdict(path, part, None, f"a subclass of {cls.__name__}, with methods of its own")
     if fast is None:
         return Verdict(path, part, None, reason)
+    return _of_fast(path, part, fast)
+
+
+def _of_fast(path: str, part: Any, fast: type[Accelerated]) -> Verdict:
     reason = fast.why_not(part)
     return Verdict(path, part, None if reason else fast, reason)
 

@@ -41,7 +41,7 @@ class _SpectralNorm(Accelerated, OurSpectralNorm, parametrizations._SpectralNorm
         self.forget()
 
     def forward(self, weight: Tensor) -> Tensor:
-        if _in_functorch():
+        if in_functorch():
             return self.replaces.forward(self, weight)
         return super().forward(weight)
 
@@ -83,7 +83,7 @@ class SpectralNorm(Accelerated, TorchsHook):
         if not do_power_iteration:
             return super().compute_weight(module, do_power_iteration)
         weight, u, v = (getattr(module, self.name + part) for part in ("_orig", "_u", "_v"))
-        if _in_functorch() or _why_not_vectors(u, v):
+        if in_functorch() or _why_not_vectors(u, v):
             return super().compute_weight(module, do_power_iteration)
         with torch.no_grad():
             matrix = self.reshape_weight_to_matrix(weight)
@@ -125,7 +125,7 @@ def _why_not_vectors(u: Tensor, v: Tensor) -> str:
     return "" if u.numel() and v.numel() else "a weight without elements"
 
 
-def _in_functorch() -> bool:
+def in_functorch() -> bool:
     """Whether torch.func transforms this call, which our ops refuse."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 

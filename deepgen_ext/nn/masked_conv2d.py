@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,41 @@ from torch import Tensor, nn
 from deepgen_ext import ops
 
 
-class MaskedConv2d(nn.Module):
+class Raster(NamedTuple):
+    """Which mask, in the words of `ops.masked_conv2d`."""
+
+    mask_type: str
+    groups_in_order: int
+
+    def visible_at_centre(self, output: int, in_channels: int, out_channels: int) -> int:
+        """How many input channels an output channel sees of its own pixel."""
+        own = output * self.groups_in_order // out_channels
+        groups = own + (self.mask_type == "B")
+        return groups * (in_channels // self.groups_in_order)
+
+    def mask(self, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
+        """True where a weight of this shape, (out, in, height, width), is used."""
+        outputs, inputs, height, width = shape
+        mask = torch.zeros(*shape, dtype=torch.bool, device=device)
+        mask[:, :, : height // 2] = True
+        mask[:, :, height // 2, : width // 2] = True
+        seen = [self.visible_at_centre(output, inputs, outputs) for output in range(outputs)]
+        order = torch.arange(inputs, device=device)
+        mask[:, :, height // 2, width // 2] = order < torch.tensor(seen, device=device)[:, None]
+        return mask
+
+
+class RasterMasked:
+    """Mixed into a layer with nn.Conv2d's attributes that computes `ops.masked_conv2d` of its weight
+    and bias, and nothing else: a sampler may do it in the layer's place.
+    """
+
+    def raster(self) -> Raster | None:
+        """The layer's mask; None where it is, at present, another."""
+        raise NotImplementedError
+
+
+class MaskedConv2d(RasterMasked, nn.Module):
     """An nn.Conv2d that sees only what comes before a pixel in raster order: `ops.masked_conv2d`.
 
     (n, in_channels, H, W) -> (n, out_channels, H, W), with zero padding. `weight`, `bias` and the
@@ -81,7 +117,8 @@ class MaskedConv2d(nn.Module):
         before = self.kernel_size[0] // 2 * self.kernel_size[1] + self.kernel_size[1] // 2
         with torch.no_grad():
             for first in range(0, self.out_channels, group):
-                fan_in = before * self.in_channels + self._visible_at_centre(first)
+                seen = self.raster().visible_at_centre(first, self.in_channels, self.out_channels)
+                fan_in = before * self.in_channels + seen
                 # An output that sees nothing is its bias: that of a network's first prediction.
                 bound = 1 / math.sqrt(max(fan_in, 1))
                 self.weight[first : first + group].uniform_(-bound, bound)
@@ -90,21 +127,10 @@ class MaskedConv2d(nn.Module):
 
     def mask(self) -> Tensor:
         """Ones where the weight is used and zeros where it is not, (out, in, height, width)."""
-        height, width = self.kernel_size
-        mask = torch.zeros_like(self.weight)
-        mask[:, :, : height // 2] = 1
-        mask[:, :, height // 2, : width // 2] = 1
-        group = self.out_channels // self.groups_in_order
-        for first in range(0, self.out_channels, group):
-            centre = mask[first : first + group, : self._visible_at_centre(first)]
-            centre[:, :, height // 2, width // 2] = 1
-        return mask.detach()
+        return self.raster().mask(self.weight.shape, self.weight.device).to(self.weight.dtype)
 
-    def _visible_at_centre(self, output: int) -> int:
-        """How many input channels an output channel sees of its own pixel."""
-        own = output * self.groups_in_order // self.out_channels
-        groups = own + (self.mask_type == "B")
-        return groups * (self.in_channels // self.groups_in_order)
+    def raster(self) -> Raster:
+        return Raster(self.mask_type, self.groups_in_order)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.masked_conv2d(

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deepgen_ext.nn.masked_conv2d import MaskedConv2d
+from deepgen_ext.nn.condition import ConditionProjection
+from deepgen_ext.nn.masked_conv2d import RasterMasked
 from deepgen_ext.nn.shifted_conv2d import ShiftedConv2d, ShiftedConvTranspose2d
 
 from .program import Ratio, Tap
@@ -34,22 +35,33 @@ class Convolution:
 
 def as_convolution(layer: nn.Module) -> Convolution | None:
     """The taps of a layer; None for one that no program can express."""
-    if isinstance(layer, MaskedConv2d):
+    if isinstance(layer, RasterMasked):
         return _masked(layer)
     if isinstance(layer, ShiftedConvTranspose2d):
         return _transposed(layer)
     if isinstance(layer, ShiftedConv2d):
         return _shifted(layer)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d) and not has_own_forward(layer):
         return _pointwise(layer)
     return None
+
+
+def has_own_forward(layer: nn.Conv2d) -> bool:
+    """Whether a subclass may do with a feature map something else than nn.Conv2d does."""
+    kind = type(layer)
+    if kind is ConditionProjection:  # its own is for vectors
+        return False
+    return (kind.forward, kind._conv_forward) != (nn.Conv2d.forward, nn.Conv2d._conv_forward)
 
 
 def _bias(layer: nn.Module) -> Callable[[], Tensor] | None:
     return None if layer.bias is None else lambda: layer.bias
 
 
-def _masked(layer: MaskedConv2d) -> Convolution:
+def _masked(layer: RasterMasked) -> Convolution | None:
+    raster = layer.raster()
+    if raster is None:
+        return None
     height, width = layer.kernel_size
     rows, columns = _pair(layer.dilation)
     taps = [
@@ -65,8 +77,8 @@ def _masked(layer: MaskedConv2d) -> Convolution:
         tuple(taps),
         lambda: layer.weight,
         _bias(layer),
-        layer.groups_in_order,
-        layer.mask_type,
+        raster.groups_in_order,
+        raster.mask_type,
     )
 
 

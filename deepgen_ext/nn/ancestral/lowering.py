@@ -15,7 +15,7 @@ from deepgen_ext.nn.shifted_conv2d import Shift
 
 from .builder import Builder
 from .conditions import SUMS, Conditions, added_projection
-from .convolutions import as_convolution
+from .convolutions import as_convolution, has_own_forward
 from .features import Feature
 from .program import CannotCompile, Kind
 
@@ -131,6 +131,11 @@ class Lowering:
             return builder.concatenate([a, self._ones()])
         if isinstance(module, nn.BatchNorm2d):
             return builder.affine(a, lambda: _batch_norm_factors(module))
+        if isinstance(module, nn.Conv2d) and has_own_forward(module):
+            raise CannotCompile(
+                "a convolution with a forward of its own. If that multiplies a raster mask into the "
+                "weight, deepgen_ext.accelerate(network) makes it one that can be drawn from"
+            )
         raise CannotCompile(
             f"{module} cannot be computed pixel by pixel. A network to be drawn from is made of "
             f"MaskedConv2d, ShiftedConv2d, ShiftedConvTranspose2d, Shift, gates, nn.Conv2d with "
@@ -193,6 +198,12 @@ def _binary(kind: Kind) -> Callable[..., Feature]:
     return call
 
 
+def _divide(self: Lowering, a: Any, number: Any) -> Feature:
+    if not isinstance(a, Feature) or not isinstance(number, (int, float)) or number == 0:
+        raise CannotCompile(f"divides by {number!r}; only feature maps by numbers are known")
+    return _binary(Kind.MULTIPLY)(self, a, 1 / number)
+
+
 def _cat(self: Lowering, tensors: Any, dim: int = 0) -> Feature:
     if dim not in (1, -3):
         raise CannotCompile(f"concatenates along dimension {dim}; only channels (1) are known")
@@ -238,6 +249,7 @@ for _kind, _names in {
 }.items():
     HANDLERS.update(dict.fromkeys(_names, _binary(_kind)))
 HANDLERS.update(dict.fromkeys((F.elu, F.elu_), _elu))
+HANDLERS.update(dict.fromkeys((operator.truediv, torch.div, "div"), _divide))
 HANDLERS.update(dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _cat))
 HANDLERS.update(dict.fromkeys((torch.chunk, "chunk"), _chunk))
 HANDLERS.update(dict.fromkeys((torch.split, "split"), _split))

@@ -8,13 +8,13 @@ from typing import Any
 from torch import fx, nn
 
 from deepgen_ext.nn.gates import AppendOnes, ConcatELU, Gate, GatedSigmoid
-from deepgen_ext.nn.masked_conv2d import MaskedConv2d
+from deepgen_ext.nn.masked_conv2d import RasterMasked
 from deepgen_ext.nn.shifted_conv2d import Shift, ShiftedConv2d, ShiftedConvTranspose2d
 
 from .program import CannotCompile
 
 LEAVES = (
-    MaskedConv2d,
+    RasterMasked,
     ShiftedConv2d,
     ShiftedConvTranspose2d,
     Shift,
@@ -22,6 +22,7 @@ LEAVES = (
     GatedSigmoid,
     ConcatELU,
     AppendOnes,
+    nn.Conv2d,  # subclasses too, so that one that cannot be compiled is named
 )
 
 

@@ -45,10 +45,10 @@ class AncestralSampler:
     compiled into one program (see `ops.ancestral_sample`): a full image costs less than one forward
     pass, not one pass a pixel. Layers that can be compiled: `MaskedConv2d`, `ShiftedConv2d`,
     `ShiftedConvTranspose2d`, `Shift`, `Gate`, `GatedSigmoid`, `ConcatELU`, `AppendOnes`,
-    `nn.Conv2d` with kernel_size=1, `nn.BatchNorm2d` (as in evaluation), `nn.Dropout` (as in
-    evaluation), ReLU, ELU, Tanh, Sigmoid as modules or functions, +, -, * of feature maps or with
-    numbers, `torch.cat` and `chunk` of channels. What depends on the condition alone may be
-    anything: it is run as it is, once an image.
+    masked convolutions that `deepgen_ext.accelerate` has recognised, `nn.Conv2d` with kernel_size=1,
+    `nn.BatchNorm2d` (as in evaluation), `nn.Dropout` (as in evaluation), ReLU, ELU, Tanh, Sigmoid as
+    modules or functions, +, -, * of feature maps or with numbers, `torch.cat` and `chunk` of
+    channels. What depends on the condition alone may be anything: it is run as it is, once an image.
 
         class Network(nn.Module):
             def __init__(self):
