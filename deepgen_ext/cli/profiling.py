@@ -147,6 +147,8 @@ def _profile_ops(
         for path in _write(found, names, shape, setting, out):
             print(f"wrote {path}")
     _kernels(names, setting, out)
+    if setting.device.type == "cuda":
+        _counters(names, shape, setting)
 
 
 def _refusal(name: str, shape: tuple[int, ...] | None, setting: Setting, error: Exception) -> str:
@@ -208,6 +210,22 @@ def _kernels(names: Sequence[str], setting: Setting, out: Path | None) -> None:
     if out is not None:
         (out / "kernels.md").write_text(tables.markdown(rows) + "\n")
         print(f"wrote {out / 'kernels.md'}")
+
+
+def _counters(names: Sequence[str], shape: tuple[int, ...] | None, setting: Setting) -> None:
+    """What Nsight Compute measures of each op's kernels, on a GPU."""
+    from deepgen_ext.profiling import nsight, report, tables
+    from deepgen_ext.profiling.cases import OPS
+
+    dtype = str(setting.dtype).removeprefix("torch.")
+    for name in names:
+        for direction in OPS[name].directions:
+            rows = nsight.measure(name, direction, dtype, shape)
+            if isinstance(rows, str):  # the others would be told the same
+                print(f"counters of Nsight Compute: {rows}")
+                return
+            print(f"\n{name} {direction}, counters of Nsight Compute")
+            print("\n".join(tables.aligned(rows, report.WIDTH)))
 
 
 def _profile_model(

@@ -104,10 +104,11 @@ def readable(names: list[str]) -> list[str]:
     if tool is None or not names:
         return names
     done = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True)
-    return [_short(line) for line in done.stdout.splitlines()]
+    return [short_name(line) for line in done.stdout.splitlines()]
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A demangled name without namespaces and arguments."""
     name = name.removeprefix("void ")
     depth = 0
     for end, letter in enumerate(name):  # the arguments begin at a bracket outside of <>
@@ -115,7 +116,9 @@ def _short(name: str) -> str:
         if letter == "(" and depth == 0 and not name.startswith("(anonymous namespace)", end):
             name = name[:end]
             break
-    return re.sub(r"deepgen::|cuda::|\(anonymous namespace\)::|\(anonymous\)::", "", name)
+    return re.sub(
+        r"deepgen::|cuda::|\(anonymous namespace\)::|\(anonymous\)::|<unnamed>::", "", name
+    )
 
 
 def table(kernels: list[Kernel], ops: list[str] | None = None) -> list[tuple[str, ...]]:
