@@ -171,7 +171,12 @@ def _check(module: nn.Module) -> None:
         devices.setdefault(tensor.device, name)
     for device, name in devices.items():
         if device.type == "meta":
-            raise ValueError(f"module: {name!r} is on the meta device; it has no values to work on")
+            raise ValueError(
+                f"module: {name!r} is on the meta device, without values to work on; "
+                "module.to_empty(device=...) and load_state_dict give it some"
+            )
     if len(devices) > 1:
         where = ", ".join(f"{name!r} on {device}" for device, name in devices.items())
-        raise ValueError(f"module: expected all tensors on one device, got {where}")
+        raise ValueError(
+            f"module: expected all tensors on one device, got {where}; module.to(device) moves them"
+        )
