@@ -61,8 +61,7 @@ REQUIRED = {
     "spectral_networks": "torch's parametrization, without norms",
     "adversarial sn-gan": "torch's parametrization",
     "adversarial wgan-gp": "eager",
-    "accelerate": "before, a pass",
-    "accelerate masked Conv2d": "before",
+    "accelerate": "before",
 }
 
 
