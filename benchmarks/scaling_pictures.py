@@ -133,20 +133,22 @@ def summary(
         ]
         for series in names(lines):
             power = exponent(points(lines, series, "in_units"), curve.above)
-            at_last = [p for p in points(lines, series, column) if p[0] == last]
+            known = sorted(points(lines, series, column))[-1:]
+            where_known = f" (at {known[0][0]:g})" if known and known[0][0] != last else ""
             theory = curve.theory.get(series)
             rows.append(
                 [
                     series + (" (counted)" if series in curve.counted else ""),
                     "" if power is None else f"x^{power:.2f}",
                     "" if theory is None else f"x^{theory:g}",
-                    _figure(at_last, curve),
+                    _figure(known, curve) + where_known,
                 ]
             )
         table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
         where = sorted(
             {
-                f"{x['device']}, {x['threads']} threads, torch {x['torch']}, commit {x['commit']}"
+                f"{x['device']}, {x['threads']} thread{'s' * (x['threads'] != '1')}, "
+                f"torch {x['torch']}, commit {x['commit']}"
                 for x in lines
             }
         )
@@ -171,4 +173,4 @@ def _figure(found: Points, curve: Scaling) -> str:
     if not found:
         return ""
     _, figure, spread = found[0]
-    return f"{figure:.3g}" + (f" ± {spread:.2g}" if spread else "")
+    return f"{figure:.3g}" + (f" ± {spread:.3g}" if spread else "")
