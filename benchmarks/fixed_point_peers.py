@@ -28,7 +28,7 @@ def solvers() -> Iterator[Solver | peers.NotInstalled]:
         ("torchdeq Broyden", "torchdeq", lambda: _torchdeq("broyden")),
         ("normflows", "normflows", lambda: _normflows),
     ):
-        yield Solver(name, make()) if peers.is_installed(peer) else peers.NotInstalled(peer)
+        yield Solver(name, make()) if peers.is_installed(peer) else peers.NotInstalled(name)
 
 
 def _torchdeq(key: str) -> Callable[[Map, Tensor, float], Tensor]:
