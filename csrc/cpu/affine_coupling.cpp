@@ -8,17 +8,17 @@
 // the map. Sums are over at most 4096 floats in 32 SIMD lanes, then in double: 1e-7 from float64 on
 // 25,000 elements, where one accumulator is 2e-4 off. Measured on images of 25 MB with two threads
 // (benchmarks/run.py --filter image):
-// 0.9 to 1.2 of a copy of as many bytes while they lie in the last cache, 1.2 (exp) to 1.6 (tanh)
-// from memory: there the arithmetic of a tile delays the loads of the next. Prefetching by hand, 2
-// to 8 blocks of 1 KiB ahead, made that worse (1.4). The sigmoid map takes 0.40 ns an element in
-// L1, with a logarithm an element 0.54 (exp 0.31, tanh 0.50). Fresh outputs cost page faults
-// besides; large ones ask for huge pages (glue.cpp).
+// 0.9 to 1.2 of a copy of as many bytes while they lie in the last cache, 1.1 to 1.2 (exp, sigmoid)
+// and 1.3 to 1.6 (tanh) from memory: there the arithmetic of a tile delays the loads of the next.
+// Prefetching by hand, 2 to 8 blocks of 1 KiB ahead, made that worse (1.4). The sigmoid map takes
+// 0.40 ns an element in L1, with a logarithm an element 0.54 (exp 0.31, tanh 0.50). Fresh outputs
+// cost page faults besides; large ones ask for huge pages (glue.cpp).
 //
 // Rows of 32 elements and more under exp, in whole groups of 16, are mapped where they lie with
-// their sum in the same loop: no gather of the halves of a wider tensor, no buffer of log s. A
-// forward pass of (65536, 64) with such halves takes 0.3 to 0.6 of the time through buffers (the
-// middle half of interleaved runs, one thread of a busy machine). Rows of other lengths keep the
-// buffers: their last elements would be mapped one at a time.
+// their sum in the same loop: no gather of the halves of a wider tensor, no buffer of log s.
+// (65536, 64) with such halves takes 1.13 of a copy on two threads, 1.45 on one
+// (torch.compile 1.32; benchmarks/scaling.py --curve coupling-bytes). Rows of other lengths keep
+// the buffers: their last elements would be mapped one at a time.
 #include "../affine_coupling.h"
 
 #include <vector>
