@@ -29,7 +29,8 @@ def test_every_entry_runs(entry):
         assert len(result.rows) == 2
         return
     assert result.rows[0].name == "ours"
-    assert result.floors
+    # A peer's model that has been accelerated is held against itself before.
+    assert result.floors or [row.name for row in result.rows] == ["ours", "before"]
     for row in result.rows:
         assert len(row.times) == 2 or row.refused.endswith("is not installed"), row.refused
 
