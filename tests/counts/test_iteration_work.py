@@ -8,8 +8,8 @@ from torch import nn
 
 from benchmarks import models
 from deepgen_ext.nn import fixed_point_inverse
+from tests.counts import counted
 from tests.emulation.build import EmulationUnavailable
-from tests.work import counted
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -23,7 +23,7 @@ from torch import Tensor
 from tests.emulation.build import JOBS, ROOT, compiler
 
 HERE = Path(__file__).resolve().parent
-BUILD = ROOT / "build" / "work"
+BUILD = ROOT / "build" / "counts"
 KERNELS = ("ancestral_sample", "autoregressive_inverse", "fixed_point_mlp", "power_iteration")
 FLAGS = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math"]

@@ -8,8 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from deepgen_ext.models import MAF
 from deepgen_ext.nn.transforms import MaskedAutoregressive
+from tests.counts import counted
 from tests.emulation.build import EmulationUnavailable
-from tests.work import counted
 
 LANES = 16  # samples that share one read of a weight
 

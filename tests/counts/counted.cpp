@@ -1,4 +1,4 @@
-// The CPU kernels on given problems, with what they did to memory: the library that tests/work
+// The CPU kernels on given problems, with what they did to memory: the library that tests/counts
 // loads. Each function returns the counts of one call.
 #include <ATen/Parallel.h>
 

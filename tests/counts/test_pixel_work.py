@@ -5,10 +5,10 @@ import torch
 
 from deepgen_ext.models import PixelCNN, PixelCNNPlusPlus
 from deepgen_ext.nn.ancestral import sampler as sampling
+from tests.counts import counted
+from tests.counts.pixel_plans import pass_of, plan_of
+from tests.counts.test_flow_work import calls_of
 from tests.emulation.build import EmulationUnavailable
-from tests.work import counted
-from tests.work.pixel_plans import pass_of, plan_of
-from tests.work.test_flow_work import calls_of
 
 GRAY = {"layers": 3, "channels": 16, "kernel_size": 5, "n_levels": 16}
 MODELS = {
