@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -57,17 +58,23 @@ def _spectral(batch: int, setting: Setting) -> Case:
     real, fake = (setting.random(batch, *shape, seed=seed).tanh() for seed in (1, 2))
     game = objective("hinge")
 
-    def step(critic: nn.Module, together: bool) -> Results:
+    def loss_of(critic: nn.Module, together: bool) -> Tensor:
         scores = (
             critic(torch.cat((real, fake))).split(batch)
             if together
             else (critic(real), critic(fake))
         )
-        loss = game.critic_loss(*scores)
+        return game.critic_loss(*scores)
+
+    def step(
+        critic: nn.Module, together: bool, function: Callable[..., Tensor] = loss_of
+    ) -> Results:
+        loss = function(critic, together)
         return loss.detach(), *torch.autograd.grad(loss, list(critic.parameters()))
 
     ours = _at_rest(spectral_norm_all(_critic(setting)), setting)
     theirs, plain = _with_torch(_critic(setting)), _critic(setting)
+    compiled, graph = copy.deepcopy(theirs), setting.compiled(loss_of)
     steps = {name: partial(step, critic, True) for name, critic in
              (("ours", ours), ("torch's parametrization", theirs), (PLAIN, plain))}  # fmt: skip
     wanted = [tensor.double() for tensor in steps["torch's parametrization"]()]
@@ -78,6 +85,7 @@ def _spectral(batch: int, setting: Setting) -> Case:
         [
             Rival("torch's parametrization", steps["torch's parametrization"]),
             Rival("the same, a pass for each", partial(step, theirs, False)),
+            Rival("torch.compile of torch's", partial(step, compiled, True, graph)),
         ],
         [Rival(PLAIN, steps[PLAIN])],
         tolerance=2e-2,  # of gradients in float32: at a kink of ReLU or hinge one unit may differ
@@ -158,7 +166,10 @@ def _penalty(batch: int, setting: Setting) -> Case:
         levels.shape,
         ours,
         lambda: wanted,
-        [Rival("eager torch by hand", by_hand)],
+        [
+            Rival("eager torch by hand", by_hand),
+            Rival("torch.compile", missing="its graphs cannot be differentiated twice"),
+        ],
         [Rival(NO_PENALTY, partial(by_hand, 0.0))],
         tolerance=1e-3,
         notes=("loss and all gradients; samples, dequantisation and interpolates included",),

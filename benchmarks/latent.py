@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.glow_memory import KeptBytes
 from benchmarks.harness import Case, Curve, Entry, Results, Rival, Setting
-from benchmarks.models import GRADIENT_TOLERANCE, KeptBytes
+from benchmarks.models import GRADIENT_TOLERANCE
 from deepgen_ext.models import IWAE
 
 SIZE = {"shape": (1, 28, 28), "latents": 50, "hidden": (200, 200), "batch": 20, "k": 50}
@@ -48,7 +50,7 @@ def _training_step(network: str, setting: Setting) -> Case:
         name = f"ours, gradient={other.gradient!r}"
         return Rival(name, run, "another estimate of the gradient", lambda: loss)
 
-    def repeated(net: IWAE, dtype: torch.dtype) -> Results:
+    def repeated_loss(net: IWAE, dtype: torch.dtype) -> Tensor:
         """As it is written in most places: the image repeated k times, weights by softmax."""
         k = size["k"]
         bits = (noise * (net.n_levels - 1) < levels).to(dtype)
@@ -59,9 +61,15 @@ def _training_step(network: str, setting: Setting) -> Case:
         prior = torch.distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
         nats = F.binary_cross_entropy_with_logits(net.decoder(z), x, reduction="none")
         log_w = prior.log_prob(z).sum(1) - q.log_prob(z).sum(1) - nats.flatten(1).sum(1)
-        loss = -(torch.logsumexp(log_w.view(-1, k), 1) - math.log(k)).mean()
+        return -(torch.logsumexp(log_w.view(-1, k), 1) - math.log(k)).mean()
+
+    def repeated(
+        net: IWAE, dtype: torch.dtype, function: Callable[..., Tensor] = repeated_loss
+    ) -> Results:
+        loss = function(net, dtype)
         return loss, *torch.autograd.grad(loss, list(net.parameters()))
 
+    compiled = setting.compiled(repeated_loss)
     return Case(
         (size["batch"], size["k"], *size["shape"]),
         ours,
@@ -70,6 +78,7 @@ def _training_step(network: str, setting: Setting) -> Case:
             other_gradient(resampled),
             other_gradient(dreg),
             Rival("eager: images repeated k times", partial(repeated, model, setting.dtype)),
+            Rival("torch.compile of that", partial(repeated, model, setting.dtype, compiled)),
         ],
         [Rival(NETWORKS, _networks_alone(model, levels, noise, eps))],
         tolerance=GRADIENT_TOLERANCE,

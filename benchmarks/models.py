@@ -1,21 +1,18 @@
-"""A Glow training step against its networks alone, and its memory against its depth."""
+"""A Glow training step, and one layer of it, against its networks alone."""
 
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.harness import Case, Curve, Entry, Results, Rival, Setting
+from benchmarks.harness import Case, Entry, Results, Rival, Setting
 from deepgen_ext import ops, reference
 from deepgen_ext.models import Glow
 from deepgen_ext.nn import GlowConvNet
@@ -26,18 +23,16 @@ COLOUR = {"shape": (3, 32, 32), "levels": 3, "steps": 8, "hidden": 128, "batch":
 TINY = {"shape": (1, 4, 4), "levels": 2, "steps": 1, "hidden": 4, "batch": 2}
 NETWORKS = "its conv nets"
 GRADIENT_TOLERANCE = 2e-3  # of a gradient's largest entry: float32, through tens of layers
-DEPTHS = (4, 8, 16, 32)
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def _training_step(size: dict, setting: Setting) -> Case:
     """Loss and all gradients of it; the optimiser, the same for all, is left out."""
     size = TINY if setting.tiny else size
-    levels, noise = _batch(size, setting)
-    stored = _glow(size, setting)
+    levels, noise = make_batch(size, setting)
+    stored = make_glow(size, setting)
     stored.initialize(levels, noise=noise)
     _perturb(stored)
-    rebuilt = _glow(size, setting, reversible=True)
+    rebuilt = make_glow(size, setting, reversible=True)
     rebuilt.load_state_dict(stored.state_dict())
     # With weights as torch makes them.
     usual = copy.deepcopy(stored).to(memory_format=torch.contiguous_format)
@@ -54,6 +49,13 @@ def _training_step(size: dict, setting: Setting) -> Case:
         with _plain_ops():
             return step(usual)
 
+    compiled = setting.compiled(usual.loss)
+
+    def compiled_step() -> Results:
+        with _plain_ops():
+            loss = compiled(levels, noise=noise)
+            return loss, *torch.autograd.grad(loss, list(usual.parameters()))
+
     def networks(model: Glow) -> Callable[[], Results]:
         return _networks_alone(model, lambda: model.loss(levels, noise=noise))
 
@@ -64,6 +66,7 @@ def _training_step(size: dict, setting: Setting) -> Case:
         [
             Rival("ours, reversible", partial(step, rebuilt)),
             Rival("eager: the same, ops in plain torch", plain),
+            Rival("torch.compile of that", compiled_step),
         ],
         [
             Rival(NETWORKS, networks(stored)),
@@ -109,6 +112,13 @@ def _single_step(shape: tuple[int, ...], hidden: int, setting: Setting) -> Case:
         with _plain_ops():
             return run(module, function, torch.float64)()
 
+    usual = copy.deepcopy(ours).to(memory_format=torch.contiguous_format)
+    step = run(usual, setting.compiled(_apply))
+
+    def compiled_step() -> Results:
+        with _plain_ops():
+            return step()
+
     peer = peers.normflows_glow_step(channels, copy.deepcopy(ours[1].conditioner))
     name = "normflows GlowBlock, the same net"
     if isinstance(peer, peers.NotInstalled):
@@ -126,7 +136,7 @@ def _single_step(shape: tuple[int, ...], hidden: int, setting: Setting) -> Case:
         tuple(x.shape),
         run(ours, _apply),
         lambda: expected(ours, _apply),
-        [rival],
+        [rival, Rival("torch.compile", compiled_step)],
         [Rival(NETWORKS, _networks_alone(ours, lambda: _apply(ours, x)))],
         tolerance=GRADIENT_TOLERANCE,
     )
@@ -163,13 +173,13 @@ def _networks_alone(model: nn.Module, call: Callable[[], object]) -> Callable[[]
     return run
 
 
-def _glow(size: dict, setting: Setting, **options: bool) -> Glow:
+def make_glow(size: dict, setting: Setting, **options: bool) -> Glow:
     torch.manual_seed(0)
     model = Glow(size["shape"], size["levels"], size["steps"], size["hidden"], **options)
     return model.to(setting.device, setting.dtype)
 
 
-def _batch(size: dict, setting: Setting) -> tuple[Tensor, Tensor]:
+def make_batch(size: dict, setting: Setting) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     shape = (size["batch"], *size["shape"])
     levels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -195,106 +205,9 @@ def _plain_ops() -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------ memory
-
-
-def _memory(setting: Setting) -> Curve:
-    """Peak memory of a training step as the number of steps grows, each in its own process."""
-    rows = []
-    for depth in (1, 2) if setting.tiny else DEPTHS:
-        cells = [str(depth)]
-        for mode in ("stored", "reversible"):
-            command = [sys.executable, "-m", "benchmarks.models", mode, str(depth)]
-            command += ["tiny" if setting.tiny else "full"]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{mode}, {depth} steps: {done.stderr.strip().splitlines()[-1]}")
-            kept, resident = done.stdout.split()[-2:]
-            cells += [kept, resident]
-        rows.append(tuple(cells))
-    columns = ("steps", "stored: graph MB", "process MB", "reversible: graph MB", "process MB")
-    notes = (
-        "graph: most bytes that autograd keeps at once, parameters excluded;",
-        "process: growth of the peak resident size over one training step.",
-        "(3, 32, 32), levels=1, hidden 64, batch 16.",
-    )
-    return Curve(columns, rows, notes)
-
-
-class KeptBytes:
-    """Most bytes that autograd keeps alive at once, each storage counted once."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.excluded = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.users: dict[int, int] = {}
-        self.now = self.peak = 0
-
-    def pack(self, tensor: Tensor) -> _Kept:
-        return _Kept(self, tensor.detach() if tensor.is_leaf else tensor)
-
-    def add(self, storage: torch.UntypedStorage, change: int) -> None:
-        key = storage.data_ptr()
-        if key in self.excluded:
-            return
-        before = self.users.get(key, 0)
-        self.users[key] = before + change
-        if before == 0 or self.users[key] == 0:
-            self.now += change * storage.nbytes()
-            self.peak = max(self.peak, self.now)
-
-
-class _Kept:
-    def __init__(self, counter: KeptBytes, tensor: Tensor) -> None:
-        self.counter, self.tensor = counter, tensor
-        counter.add(tensor.untyped_storage(), 1)
-
-    def __del__(self) -> None:
-        self.counter.add(self.tensor.untyped_storage(), -1)
-
-
-def measure_memory(mode: str, depth: int, tiny: bool) -> tuple[float, float]:
-    """(MB that autograd keeps, MB by which this process grows) in one training step."""
-    size = {"shape": (3, 32, 32), "levels": 1, "steps": depth, "hidden": 64, "batch": 16}
-    if tiny:
-        # images still large beside the C x C matrices of the steps, which are kept in either mode
-        size |= {"shape": (1, 8, 8), "hidden": 4, "batch": 32}
-    model = _glow(size, Setting(), reversible=mode == "reversible")
-    levels, noise = _batch(size, Setting())
-    model.initialize(levels, noise=noise)
-    parameters = list(model.parameters())
-
-    def step() -> None:
-        torch.autograd.grad(model.loss(levels, noise=noise), parameters)
-
-    before = _resident("VmRSS")
-    step()
-    grown = _resident("VmHWM") - before
-    counter = KeptBytes(model)
-    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda kept: kept.tensor):
-        step()
-    return counter.peak / 1e6, grown
-
-
-def _resident(field: str) -> float:
-    """MB, of this process alone (getrusage would report the parent's peak); nan where unknown."""
-    path = Path("/proc/self/status")
-    if not path.exists():
-        return float("nan")
-    line = next(line for line in path.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e6
-
-
-def _main(mode: str, depth: str, tiny: str) -> None:
-    print("{:.1f} {:.0f}".format(*measure_memory(mode, int(depth), tiny == "tiny")))
-
-
 ENTRIES = [
     Entry("glow step digits", partial(_training_step, DIGITS)),
     Entry("glow step 3x32x32", partial(_training_step, COLOUR)),
     Entry("glow layer (64, 4, 4, 4) hidden 64", partial(_single_step, (64, 4, 4, 4), 64)),
     Entry("glow layer (16, 12, 16, 16) hidden 128", partial(_single_step, (16, 12, 16, 16), 128)),
-    Entry("glow memory with depth", _memory),
 ]
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from benchmarks import models, peers
+from benchmarks import glow_memory, peers
 from benchmarks.fixed_point_peers import loosest, picard, solvers
 from benchmarks.harness import Case, Rival, Setting
 from benchmarks.ops import (
@@ -150,8 +150,8 @@ def _evaluations(distance: float) -> dict[str, float]:
 def _memory(depth: float) -> dict[str, float]:
     """MB that autograd keeps in one step of a Glow on (16, 3, 32, 32)."""
     return {
-        "every layer stored": models.measure_memory("stored", int(depth), False)[0],
-        "ours, reversible": models.measure_memory("reversible", int(depth), False)[0],
+        "every layer stored": glow_memory.measure_memory("stored", int(depth), False)[0],
+        "ours, reversible": glow_memory.measure_memory("reversible", int(depth), False)[0],
     }
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from benchmarks.harness import Case, Entry, Results, Rival, Setting
@@ -97,19 +98,24 @@ def _case(training: bool, batch: int, setting: Setting) -> Case:
         PLAIN: _alike(_network(setting), theirs),
     }
     cotangent = theirs(x).detach().sign()
+    compiled = copy.deepcopy(theirs)
+    call_compiled = setting.compiled(compiled.__call__)
 
-    def run(model: nn.Sequential) -> Callable[[], Results]:
+    def run(
+        model: nn.Sequential, call: Callable[[Tensor], Tensor] | None = None
+    ) -> Callable[[], Results]:
         model.train(training)
+        call = call or model
 
         def step() -> Results:
             model.zero_grad(set_to_none=True)
-            y = model(x)
+            y = call(x)
             y.backward(cotangent)
             return [y.detach()]
 
         def evaluate() -> Results:
             with torch.no_grad():
-                return [model(x)]
+                return [call(x)]
 
         return step if training else evaluate
 
@@ -120,7 +126,10 @@ def _case(training: bool, batch: int, setting: Setting) -> Case:
         (*x.shape, weights),
         runs["ours"],
         lambda: [y.double() for y in runs["torch's parametrization"]()],
-        [Rival(name, runs[name]) for name in list(runs)[1:4]],
+        [
+            *(Rival(name, runs[name]) for name in list(runs)[1:4]),
+            Rival("torch.compile of torch's", run(compiled, call_compiled)),
+        ],
         [floor],
         None,
         notes=(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import models
+from benchmarks import glow_memory
 from deepgen_ext.nn import fixed_point_inverse
 from tests.counts import counted
 from tests.emulation.build import EmulationUnavailable
@@ -70,7 +70,7 @@ def test_no_solver_takes_more_evaluations_than_theory(method, lipschitz):
 
 def test_memory_of_a_reversible_glow_is_flat():
     """What autograd keeps at once: the same for two steps and for eight."""
-    stored = [models.measure_memory("stored", depth, True)[0] for depth in (2, 8)]
-    rebuilt = [models.measure_memory("reversible", depth, True)[0] for depth in (2, 8)]
+    stored = [glow_memory.measure_memory("stored", depth, True)[0] for depth in (2, 8)]
+    rebuilt = [glow_memory.measure_memory("reversible", depth, True)[0] for depth in (2, 8)]
     assert stored[1] > 3 * stored[0]
     assert rebuilt[1] < 1.5 * rebuilt[0]
