@@ -23,6 +23,7 @@ REQUIRED = {
     "affine_coupling image exp forward+backward to the conditioner": (
         "eager, torch.compile, nflows, normflows, FrEIA, zuko"
     ),
+    "half_coupling": "affine_coupling, eager, torch.compile",
     "channel_affine": "eager, torch.addcmul, torch.compile, nflows, normflows, FrEIA",
     "rational_quadratic_spline tabular forward": "eager, torch.compile, nflows, normflows, zuko",
     "rational_quadratic_spline tabular inverse": "eager, torch.compile, nflows, normflows, zuko",
