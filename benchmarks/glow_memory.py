@@ -84,16 +84,16 @@ def measure_memory(mode: str, depth: int, tiny: bool) -> tuple[float, float]:
     def step() -> None:
         torch.autograd.grad(model.loss(levels, noise=noise), parameters)
 
-    before = _resident("VmRSS")
+    before = resident_megabytes("VmRSS")
     step()
-    grown = _resident("VmHWM") - before
+    grown = resident_megabytes("VmHWM") - before
     counter = KeptBytes(model)
     with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda kept: kept.tensor):
         step()
     return counter.peak / 1e6, grown
 
 
-def _resident(field: str) -> float:
+def resident_megabytes(field: str) -> float:
     """MB, of this process alone (getrusage would report the parent's peak); nan where unknown."""
     path = Path("/proc/self/status")
     if not path.exists():

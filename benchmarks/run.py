@@ -64,6 +64,7 @@ def all_entries() -> list[Entry]:
         "latent_grids",
         "spectral_networks",
         "adversarial",
+        "reversible_couplings",
         "compat",
         "compat_flows",
         "compat_masked",

@@ -212,6 +212,7 @@ def test_only_peers_imports_peers():
         "normflows.py",
         "peers.py",
         "residual_peers.py",
+        "reversible_peers.py",
         "spline_peers.py",
         "zuko.py",
     }

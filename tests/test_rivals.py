@@ -55,6 +55,7 @@ REQUIRED = {
     "made training step": "eager, torch.compile, nflows, normflows, zuko",
     "glow step": "eager, torch.compile, conv nets",
     "glow layer": "normflows, torch.compile, conv nets",
+    "reversible couplings": "stored, memcnn, conv nets",
     "residual inverse": "eager, normflows",
     "iwae step": "eager, torch.compile, its networks",
     "hierarchical-vae sampling": "one pass",
