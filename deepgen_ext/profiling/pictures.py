@@ -69,7 +69,7 @@ def draw_rivals(measured: Sequence[Measured], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     labels = [f"{m.op} {m.direction}" for m in found]
     axes.set_yticks(range(len(found)), labels, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)  # the first at the top
     axes.set(xscale="log", xlabel="time over ours")
     axes.margins(x=0.15)
     if kinds:
