@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.glow_memory import ROOT, resident_megabytes
 from benchmarks.harness import Case, Curve, Entry, Results, Rival, Setting
 from benchmarks.peers import NotInstalled, is_installed
-from benchmarks.reversible_peers import memcnn_couplings
+from benchmarks.reversible_peers import couplings_of_memcnn
 from deepgen_ext.nn.transforms import AffineCoupling, Sequential
 
 SIZE = {"shape": (16, 12, 16, 16), "hidden": 64, "layers": 16}
@@ -69,7 +69,7 @@ def case(setting: Setting) -> Case:
     x = setting.random(*size["shape"], seed=1)
     cotangent = setting.random(*size["shape"], seed=2)
     theirs = copy.deepcopy(networks)
-    peer = memcnn_couplings(theirs)
+    peer = couplings_of_memcnn(theirs)
     missing = peer.reason if isinstance(peer, NotInstalled) else ""
 
     def expected() -> Results:
@@ -135,7 +135,9 @@ def main(mode: str, depth: str) -> None:
     size = SIZE | {"layers": int(depth)}
     networks = make_networks(size, Setting())
     x, cotangent = (Setting().random(*size["shape"], seed=seed) for seed in (1, 2))
-    chain = memcnn_couplings(networks) if mode == MEMCNN else ours(networks, mode == "reversible")
+    chain = (
+        couplings_of_memcnn(networks) if mode == MEMCNN else ours(networks, mode == "reversible")
+    )
     before = resident_megabytes("VmRSS")
     step(chain, networks, x, cotangent)
     print(f"{resident_megabytes('VmHWM') - before:.0f}")

@@ -22,7 +22,7 @@ class _ScaleAndShift(nn.Module):
         return torch.sigmoid(raw + 2), shift
 
 
-def memcnn_couplings(networks: list[nn.Module]) -> nn.Module | NotInstalled:
+def couplings_of_memcnn(networks: list[nn.Module]) -> nn.Module | NotInstalled:
     """Networks in pairs: the first of a pair moves the first half, the second the other one.
 
     A step empties the tensor that it is called with.

@@ -58,7 +58,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from benchmarks import run
+    from benchmarks import record
     from benchmarks.harness import Setting
     from benchmarks.scaling_curves import CURVES
     from benchmarks.scaling_pictures import draw, summary
@@ -71,7 +71,7 @@ def main(given: Sequence[str] | None = None) -> int:
         print(f"--curve {unknown[0]}: there is no such curve; there are: {known}", file=sys.stderr)
         return 2
     setting = Setting(tiny=options.tiny, budget=0.0)
-    about = run.describe(setting, options.threads) | {"commit": commit_of_code()}
+    about = record.describe(setting, options.threads) | {"commit": commit_of_code()}
     start = time.perf_counter()
     for curve in curves:
         path = options.out / f"{file_of(curve, options.threads)}.csv"

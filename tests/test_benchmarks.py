@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import compare, harness, peers, run
+from benchmarks import compare, harness, peers, record, run
 from benchmarks.harness import Case, Curve, Entry, Result, Rival, Row, Setting, Summary
 from deepgen_ext.profiling import measurement
 
@@ -23,8 +23,8 @@ ABOUT |= {"torch": "2", "commit": "abc", "date": "2020-01-01", "tiny": False}
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_every_entry_runs(entry):
     result = harness.measure(entry, TINY)
-    text = run.table(entry.name, result, ABOUT)
-    assert max(map(len, text.splitlines())) <= run.WIDTH
+    text = record.table(entry.name, result, ABOUT)
+    assert max(map(len, text.splitlines())) <= record.WIDTH
     if isinstance(result, Curve):
         assert len(result.rows) == 2
         return
@@ -88,7 +88,7 @@ def test_nothing_is_timed_where_ours_is_wrong():
     result = harness.measure(Entry("doubling", lambda _: wrong), TINY)
     assert result.rows[0].refused
     assert not any(row.times for row in result.rows)
-    assert "not timed" in run.table("doubling", result, ABOUT)
+    assert "not timed" in record.table("doubling", result, ABOUT)
 
 
 def test_a_rival_that_breaks_ends_nothing():
@@ -104,8 +104,10 @@ def test_an_entry_that_breaks_ends_nothing():
         raise RuntimeError("no memory")
 
     result = harness.measure(Entry("broken", breaks), TINY)
-    assert "RuntimeError: no memory" in run.table("broken", result, ABOUT)
-    assert run.as_record(ABOUT, {"broken": result})
+    assert "RuntimeError: no memory" in record.table("broken", result, ABOUT)
+    kept = record.Record(ABOUT)
+    kept.add("broken", result)
+    assert "RuntimeError" in json.dumps(kept.as_json())
 
 
 def test_medians_spreads_and_ratios():
@@ -139,43 +141,77 @@ def test_a_peer_that_is_not_installed_says_so(monkeypatch):
         entry = next(entry for entry in ENTRIES if entry.name == name)
         result = harness.measure(entry, TINY)
         assert result.rows[0].times
-        assert "nflows is not installed" in run.table(name, result, ABOUT)
+        assert "nflows is not installed" in record.table(name, result, ABOUT)
     layer = next(entry for entry in ENTRIES if entry.name.startswith("glow layer"))
-    text = run.table(layer.name, harness.measure(layer, TINY), ABOUT)
+    text = record.table(layer.name, harness.measure(layer, TINY), ABOUT)
     assert "normflows is not installed" in text
 
 
 def record_of(ours_times, **about):
     rows = [Row("ours", ours_times), Row("copy", [1.0] * len(ours_times), is_floor=True)]
-    results = {"entry": Result("entry", (1,), "float32", rows, bytes=8)}
-    return run.as_record(ABOUT | about, results), results
+    kept = record.Record(ABOUT | about)
+    kept.add("entry", Result("entry", (1,), "float32", rows, bytes=8))
+    return kept
+
+
+def json_of(ours_times, **about):
+    return record_of(ours_times, **about).as_json()
 
 
 def test_saved_and_compared(tmp_path):
-    before, results = record_of([2.0, 2.1, 2.2])
-    figures, text = run.save(before, results, tmp_path / "results")
+    figures, text = record_of([2.0, 2.1, 2.2]).save(tmp_path / "results")
     assert figures.name == "a-chip-r-9.json"
     assert "A chip (R) 9" in text.read_text()
     before = json.loads(figures.read_text())
     assert before["entries"]["entry"]["rows"]["ours"]["ratio_to"]["copy"]["median"] == 2.1
     assert "do not quote" in before["note"]
 
-    assert compare.regressions(record_of([2.0, 2.1, 2.2])[0], before) == []
-    assert compare.regressions(record_of([2.15, 2.25, 2.35])[0], before) == []  # within the spreads
-    assert compare.regressions(record_of([1.0, 1.0, 1.0])[0], before) == []
-    (slower,) = compare.regressions(record_of([2.5, 2.6, 2.7])[0], before)
+    assert compare.regressions(json_of([2.0, 2.1, 2.2]), before) == []
+    assert compare.regressions(json_of([2.15, 2.25, 2.35]), before) == []  # within the spreads
+    assert compare.regressions(json_of([1.0, 1.0, 1.0]), before) == []
+    (slower,) = compare.regressions(json_of([2.5, 2.6, 2.7]), before)
     assert slower == "slower: entry, 2.10 -> 2.60 of the floor"
-    (faster,) = compare.improvements(record_of([1.5, 1.6, 1.7])[0], before)
+    (faster,) = compare.improvements(json_of([1.5, 1.6, 1.7]), before)
     assert faster == "faster: entry, 2.10 -> 1.60 of the floor"
-    assert compare.improvements(record_of([2.05, 2.05, 2.1])[0], before) == []  # within the spreads
-    assert compare.improvements(record_of([2.5, 2.6, 2.7])[0], before) == []
-    assert compare.improvements(record_of([1.0, 1.0], threads=1)[0], before) == []
-    (refusal,) = compare.regressions(record_of([9.0, 9.0], threads=1)[0], before)
+    assert compare.improvements(json_of([2.05, 2.05, 2.1]), before) == []  # within the spreads
+    assert compare.improvements(json_of([2.5, 2.6, 2.7]), before) == []
+    assert compare.improvements(json_of([1.0, 1.0], threads=1), before) == []
+    (refusal,) = compare.regressions(json_of([9.0, 9.0], threads=1), before)
     assert refusal.startswith("cannot compare: threads")
 
 
+def test_a_stopped_run_goes_on(tmp_path):
+    first = record_of([2.0, 2.1, 2.2])
+    first.add("curve", Curve(("x", "y"), [("1", "2")], ("of a note",)))
+    first.save(tmp_path, "some")
+    on = record.Record(ABOUT | {"date": "2020-01-02"})  # another day is no other record
+    on.resume(tmp_path, "some")
+    assert on.entries == json.loads(json.dumps(first.entries))
+    assert on.texts == first.texts
+    others = record.Record(ABOUT)
+    others.resume(tmp_path)  # the whole, of which nothing is there
+    assert others.entries == {}
+    with pytest.raises(ValueError, match="a-chip-r-9-some.json is of another commit, abc, not def"):
+        record.Record(ABOUT | {"commit": "def"}).resume(tmp_path, "some")
+
+
 @pytest.mark.parametrize(
-    "given", [["--save", "--tiny"], ["--threads", "0"], ["--compare", "nowhere.json"]]
+    ("model", "name"),
+    [
+        ("AMD EPYC", "AMD EPYC"),
+        ("Intel(R) Xeon(R) Processor", "Intel Xeon"),
+        ("Intel(R) Core(TM) i7-6700 CPU @ 3.40GHz", "Intel Core i7-6700"),
+    ],
+)
+def test_a_processor_is_called_by_its_name(model, name, monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: f"model name\t: {model}\n")
+    assert record._cpu_name() == name
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["--save", "--tiny"], ["--resume"], ["--threads", "0"], ["--compare", "nowhere.json"]],
 )
 def test_options_that_make_no_sense_are_refused(given):
     with pytest.raises(SystemExit):

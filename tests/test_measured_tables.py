@@ -10,7 +10,9 @@ import sys
 import pytest
 
 from benchmarks import readme
-from benchmarks.readme import ROOT, TABLES, Excerpt, Ratio, StaleTable, Table
+from benchmarks.measured_tables import Excerpt, Ratio, StaleTable, Table
+from benchmarks.readme import ROOT, TABLES
+from benchmarks.readme_tables import RECORD
 
 TEXTS = {path: (ROOT / path).read_text() for path in readme.READMES}
 
@@ -51,7 +53,7 @@ def test_an_edited_number_is_found_and_put_right(copied, capsys):
 
 
 def test_a_new_record_makes_both_readmes_stale(copied):
-    path = copied / readme.RESULTS / "amd-epyc-accelerate.json"
+    path = copied / readme.RESULTS / f"{RECORD}-accelerate.json"
     record = json.loads(path.read_text())
     rows = record["entries"]["accelerate zuko D=784 batch 64"]["rows"]
     rows["zuko before"]["ratio_to"]["ours"]["median"] = 123.4
@@ -65,7 +67,10 @@ def test_a_new_record_makes_both_readmes_stale(copied):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda root: (root / readme.RESULTS / "amd-epyc.json").unlink(), "there is no benchmarks"),
+        (
+            lambda root: (root / readme.RESULTS / f"{RECORD}.json").unlink(),
+            "there is no benchmarks",
+        ),
         (lambda root: rename_entry(root), "elementwise: no 'affine_coupling tabular exp forward'"),
         (lambda root: edit(root, "measured: energies", "measured: energy"), "no table is called"),
         (lambda root: edit(root, "<!-- end of energies -->", ""), "needs one"),
@@ -80,7 +85,7 @@ def test_what_cannot_be_written_is_named(copied, change, words, capsys):
 
 
 def rename_entry(root):
-    path = root / readme.RESULTS / "amd-epyc.json"
+    path = root / readme.RESULTS / f"{RECORD}.json"
     path.write_text(path.read_text().replace("affine_coupling tabular exp forward", "gone"))
 
 
@@ -103,7 +108,7 @@ def test_the_command_of_a_table_writes_its_record(name):
     word = words[words.index("--filter") + 1] if "--filter" in words else ""
     record = json.loads((ROOT / readme.RESULTS / f"{table.record}.json").read_text())
     assert all(word in entry for entry in record["entries"])
-    assert table.record == re.sub(r"[^a-z0-9]+", "-", f"amd-epyc {word.lower()}").strip("-")
+    assert table.record == re.sub(r"[^a-z0-9]+", "-", f"{RECORD} {word.lower()}").strip("-")
 
 
 def test_numbers_are_rounded_once():
