@@ -58,6 +58,7 @@ def all_entries() -> list[Entry]:
     """Of every op and of the models."""
     ops = sorted(path.stem for path in (ROOT / "benchmarks/ops").glob("[!_]*.py"))
     networks = (
+        "half_coupling",
         "models",
         "autoregressive_flows",
         "residual_flows",
