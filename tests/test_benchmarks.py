@@ -241,6 +241,8 @@ def test_only_peers_imports_peers():
         "compat_flows.py",
         "coupling.py",
         "fixed_point_peers.py",
+        "freia.py",
+        "freia_coupling.py",
         "glow.py",
         "lipschitz_block.py",
         "masked_peers.py",

@@ -21,6 +21,7 @@ PEERS = {
         Peer("nflows", "0.14", "nflows"),
         Peer("normflows", "1.7.3", "normflows"),
         Peer("zuko", "1.6.0", "zuko"),
+        Peer("FrEIA", "0.2", "freia"),
         Peer("torch", "", "torch"),
     )
 }

@@ -1,0 +1,24 @@
+"""FrEIA 0.2: affine coupling blocks."""
+
+from __future__ import annotations
+
+from FrEIA.modules import coupling_layers
+from torch import nn
+
+from .freia_coupling import (
+    AffineCouplingOneSided,
+    ConditionalAffineTransform,
+    GLOWCouplingBlock,
+    RNVPCouplingBlock,
+)
+
+REPLACEMENTS = (
+    GLOWCouplingBlock,
+    RNVPCouplingBlock,
+    AffineCouplingOneSided,
+    ConditionalAffineTransform,
+)
+STAYS: dict[type[nn.Module], str] = {
+    coupling_layers.NICECouplingBlock: "two additions, which no kernel shortens",
+    coupling_layers.GINCouplingBlock: "its log-scales lose their mean, which no kernel does",
+}
