@@ -237,6 +237,7 @@ def test_only_peers_imports_peers():
         if any(f"import {n}" in path.read_text() or f"from {n}" in path.read_text() for n in names)
     ]
     assert set(found) == {
+        "all_in_one_block.py",
         "chain_peers.py",
         "compat_flows.py",
         "coupling.py",

@@ -1,10 +1,11 @@
-"""FrEIA 0.2: affine coupling blocks."""
+"""FrEIA 0.2: affine coupling blocks, AllInOneBlock."""
 
 from __future__ import annotations
 
 from FrEIA.modules import coupling_layers
 from torch import nn
 
+from .all_in_one_block import AllInOneBlock
 from .freia_coupling import (
     AffineCouplingOneSided,
     ConditionalAffineTransform,
@@ -17,6 +18,7 @@ REPLACEMENTS = (
     RNVPCouplingBlock,
     AffineCouplingOneSided,
     ConditionalAffineTransform,
+    AllInOneBlock,
 )
 STAYS: dict[type[nn.Module], str] = {
     coupling_layers.NICECouplingBlock: "two additions, which no kernel shortens",

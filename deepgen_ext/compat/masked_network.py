@@ -91,7 +91,7 @@ def plan_of(network: Network) -> Plan:
     device = network.layers[0][0].weight.device
     is_natural = torch.equal(order, steps)
     return Plan(
-        _key_of(network.masks()),
+        key_of(network.masks()),
         [row.to(device) for row in rows],
         [column.to(device) for column in columns],
         degrees,
@@ -113,7 +113,7 @@ def _check_sight(mask: Tensor, below: Tensor, above: Tensor) -> None:
         raise NotAutoregressiveError("its masks are not those of an autoregressive network")
 
 
-def _key_of(tensors: Sequence[Tensor]) -> Any:
+def key_of(tensors: Sequence[Tensor]) -> Any:
     """What changes when a tensor does; None where nobody can tell."""
     if any(tensor.is_inference() for tensor in tensors):
         return None
@@ -180,13 +180,13 @@ class MaskedInverse(Accelerated):
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self._plan, *_gathered(network, self._plan)
         masks = network.masks()
-        key = _key_of(masks)
+        key = key_of(masks)
         if key is None or key != self._plan.key:
             self._plan, self._kept = plan_of(network), None
         tensors = [t for layer in layers for t in (layer.weight, layer.bias)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return self._plan, *_gathered(network, self._plan)
-        key = _key_of(tensors)
+        key = key_of(tensors)
         if key is None:
             return self._plan, *_gathered(network, self._plan)
         # The tensors themselves are a part of the key: an address may be used again.
