@@ -254,4 +254,6 @@ def test_only_peers_imports_peers():
         "reversible_peers.py",
         "spline_peers.py",
         "zuko.py",
+        "zuko_coupling.py",
+        "zuko_univariate.py",
     }

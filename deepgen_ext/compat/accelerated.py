@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 
@@ -60,3 +61,13 @@ def has_hooks(module: nn.Module) -> bool:
         for part in module.modules()
         if part is not module
     )
+
+
+def typed(x: Tensor, result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """In x's type, where the kernel has another: of the log-det of half types, and under autocast."""
+    return result[0].to(x.dtype), result[1].to(x.dtype)
+
+
+def is_functional() -> bool:
+    """Inside of torch.func, which the kernels do not know."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()

@@ -19,8 +19,8 @@ from torch import Tensor
 from deepgen_ext.nn.transforms.conv1x1 import multiply
 from deepgen_ext.ops import affine_coupling
 
-from .accelerated import Accelerated
-from .freia_coupling import Result, both_ways, is_functional
+from .accelerated import Accelerated, is_functional
+from .freia_coupling import Result, both_ways
 from .masked_network import key_of
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deepgen_ext.ops import affine_coupling
 
-from .accelerated import Accelerated
+from .accelerated import Accelerated, is_functional, typed
 
 Result = tuple[tuple[Tensor], Tensor]
 
@@ -165,16 +165,6 @@ def slope_of_atan(function: Callable[[Tensor], Tensor]) -> float | None:
     except Exception:  # whatever a function of the user's wants
         return None
     return slope if is_atan and slope > 0 else None
-
-
-def typed(x: Tensor, result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """In x's type, where the kernel has another: of the log-det of half types, and under autocast."""
-    return result[0].to(x.dtype), result[1].to(x.dtype)
-
-
-def is_functional() -> bool:
-    """Inside of torch.func, which the kernels do not know."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def both_ways(original: Any, fast: Any) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -1,8 +1,7 @@
-"""zuko 1.6.0: masked autoregressive transforms, of which MAF and NSF are made."""
+"""zuko 1.6.0: masked autoregressive transforms, of which MAF and NSF are made; couplings."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,6 +15,8 @@ from zuko.nn import MaskedLinear, MaskedMLP
 
 from .activations import activation_name
 from .masked_network import MaskedInverse, Network
+from .zuko_coupling import GeneralCouplingTransform
+from .zuko_univariate import element_of
 
 FEWEST_PASSES = 4  # fewer of theirs cost no more than ours
 
@@ -43,7 +44,7 @@ class MaskedAutoregressiveTransform(MaskedInverse, autoregressive.MaskedAutoregr
             return "an adjacency of its own, no order"
         if module.passes < FEWEST_PASSES:
             return f"{module.passes} passes invert it"
-        if _element(module) is None:
+        if element_of(module) is None:
             return "its univariate transform is neither affine nor a rational-quadratic spline"
         return _why_not_hyper(module.hyper) or cls.why_not_network(module)
 
@@ -60,7 +61,7 @@ class MaskedAutoregressiveTransform(MaskedInverse, autoregressive.MaskedAutoregr
         )
 
     def element(self) -> dict[str, Any]:
-        return _element(self)
+        return element_of(self)
 
     def forward(self, c: Tensor | None = None) -> transforms.AutoregressiveTransform:
         return AutoregressiveTransform(partial(self.meta, c), self.passes, partial(self._invert, c))
@@ -88,28 +89,6 @@ class MaskedAutoregressiveTransform(MaskedInverse, autoregressive.MaskedAutoregr
         yield "the inverse", z, original(c)(x)
 
 
-def _element(module: Any) -> dict[str, Any] | None:
-    """Options of the op for a univariate transform; None where there are none."""
-    univariate, options = module.univariate, {}
-    if isinstance(univariate, partial):
-        if univariate.args:
-            return None
-        univariate, options = univariate.func, univariate.keywords
-    slope = options.get("slope", 1e-3)
-    if not 0 < slope < 1 or not set(options) <= {"slope", "bound"}:
-        return None
-    clamp = -math.log(slope)
-    shapes = [tuple(shape) for shape in module.shapes]
-    if univariate is transforms.MonotonicAffineTransform and shapes == [(), ()]:
-        return {"element": "affine", "scale_map": "softclip", "clamp": clamp}
-    if univariate is transforms.MonotonicRQSTransform and len(shapes) == 3:
-        n_bins = shapes[0][0]
-        if shapes == [(n_bins,), (n_bins,), (n_bins - 1,)] and 1 <= n_bins <= 100:
-            bound = float(options.get("bound", 5.0))
-            return {"element": "softclip_spline", "clamp": clamp, "n_bins": n_bins, "bound": bound}
-    return None
-
-
 def _why_not_hyper(hyper: nn.Module) -> str:
     if type(hyper) is not MaskedMLP:
         return f"its net is no MaskedMLP, but {type(hyper).__name__}"
@@ -124,5 +103,5 @@ def _why_not_hyper(hyper: nn.Module) -> str:
     return "" if len(layers) <= 32 else "more than 32 layers"
 
 
-REPLACEMENTS = (MaskedAutoregressiveTransform,)
+REPLACEMENTS = (MaskedAutoregressiveTransform, GeneralCouplingTransform)
 STAYS: dict[type[nn.Module], str] = {}
