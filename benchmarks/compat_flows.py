@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from benchmarks.harness import Case, Entry, Results, Rival, Setting
 from deepgen_ext import accelerate
 
 FEATURES, HIDDEN, LAYERS, BATCH = 16, 32, 4, 128
+OWN_NAMES = "FrEIA", "zuko"  # whose layers are not called couplings
 
 
 def nflows_spline(tiny: bool) -> nn.Module:
@@ -105,23 +107,73 @@ def normflows_residual(tiny: bool, pictures: bool = False) -> nn.Module:
     return flow
 
 
+class FreiaFlow(nn.Module):
+    """What its users write around a SequenceINN: a density and samples."""
+
+    def __init__(self, inn: nn.Module) -> None:
+        super().__init__()
+        self.inn = inn
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        z, log_det = self.inn(x)
+        return log_det - 0.5 * z.square().sum(1)
+
+    def sample(self, n: int) -> Tensor:
+        z = torch.randn(n, FEATURES).to(next(self.parameters()))
+        return self.inn(z, rev=True)[0]
+
+
+def freia(block: str, tiny: bool, **options: Any) -> nn.Module:
+    import FrEIA.framework
+    import FrEIA.modules
+
+    def net(inputs: int, outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, outputs))
+
+    np.random.seed(0)  # of its permutations
+    inn = FrEIA.framework.SequenceINN(FEATURES)
+    for _ in range(1 if tiny else LAYERS):
+        inn.append(getattr(FrEIA.modules, block), subnet_constructor=net, **options)
+    return FreiaFlow(inn)
+
+
+def zuko_nice(tiny: bool, spline: bool = False) -> nn.Module:
+    import zuko
+
+    options = {}
+    if spline:
+        univariate = zuko.transforms.MonotonicRQSTransform
+        options = {"univariate": univariate, "shapes": [(8,), (8,), (7,)]}
+    layers = 1 if tiny else LAYERS
+    return zuko.flows.NICE(FEATURES, transforms=layers, hidden_features=(HIDDEN,), **options)
+
+
 def log_prob(flow: nn.Module, x: Tensor) -> Results:
     with torch.no_grad():
-        return [flow.log_prob(x)]
+        return [density(flow).log_prob(x)]
 
 
 def sample(flow: nn.Module, x: Tensor) -> Results:
     with torch.no_grad():
-        drawn = flow.sample(len(x))
+        drawn = _drawn(flow, len(x))
     return [drawn if isinstance(drawn, Tensor) else drawn[0]]
 
 
 def training_step(flow: nn.Module, x: Tensor) -> Results:
     """All but the optimiser's update."""
     flow.zero_grad(set_to_none=True)
-    loss = -flow.log_prob(x).mean()
+    loss = -density(flow).log_prob(x).mean()
     loss.backward()
     return [loss.detach()]
+
+
+def density(flow: nn.Module) -> Any:
+    """zuko's flows give one when called."""
+    return flow if hasattr(flow, "log_prob") else flow()
+
+
+def _drawn(flow: nn.Module, n: int) -> Tensor | tuple[Tensor, ...]:
+    return flow.sample(n) if hasattr(flow, "sample") else flow().sample((n,))
 
 
 def step_to_z(flow: nn.Module, x: Tensor) -> Results:
@@ -184,13 +236,21 @@ def _entries() -> Iterator[Entry]:
         ("normflows", "spline"): normflows_spline,
         ("nflows", "affine"): nflows_affine,
         ("normflows", "affine"): normflows_affine,
+        ("FrEIA", "GLOW"): partial(freia, "GLOWCouplingBlock"),
+        ("FrEIA", "AllInOne"): partial(freia, "AllInOneBlock"),
+        ("FrEIA", "AllInOne, learned permutations"): partial(
+            freia, "AllInOneBlock", learned_householder_permutation=3
+        ),
+        ("zuko", "NICE affine"): zuko_nice,
+        ("zuko", "NICE spline"): partial(zuko_nice, spline=True),
     }
     for (name, map_kind), make in flows.items():
         if peers.is_installed(name):
             for call in (log_prob, sample, training_step):
                 kind = call.__name__.replace("_", " ")
                 build = partial(before_and_after, make, call, vectors, 1e-3)
-                yield Entry(f"accelerate {name} {map_kind} couplings {kind}", build)
+                layers = "" if name in OWN_NAMES else " couplings"
+                yield Entry(f"accelerate {name} {map_kind}{layers} {kind}", build)
     if peers.is_installed("normflows"):
         for batch, side in ((32, 8), (64, 16)):
             for call in (forward, inverse, step_to_z):
