@@ -8,7 +8,6 @@ product. Without gradients what depends on parameters alone is kept.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,7 +20,6 @@ from deepgen_ext.ops import affine_coupling
 
 from .accelerated import Accelerated, is_functional
 from .freia_coupling import Result, both_ways
-from .masked_network import key_of
 
 
 class Hard(NamedTuple):
@@ -58,9 +56,9 @@ class AllInOneBlock(Accelerated, all_in_one_block.AllInOneBlock):
 
     def prepare(self) -> None:
         self._kept: dict[bool, Any] = {}
-        self._hard = None, None  # and the key of the matrices that it was read from
+        self._hard: tuple[Any, Hard | None] = None, None  # by which its matrices are known again
         if not self.householder:
-            self._hard = hard_permutation(self.w_perm, self.w_perm_inv)
+            self._hard_permutation()
         else:  # a graph behind what a pass has left would keep copies from being made
             for name in ("w_perm", "w_perm_inv"):
                 left = getattr(self, name)
@@ -72,11 +70,11 @@ class AllInOneBlock(Accelerated, all_in_one_block.AllInOneBlock):
         if self._is_foreign(x[0]):
             return super().forward(x, c, rev, jac)
         outer = self._outer(rev)
-        hard, inner = outer.hard, x[0]
+        inner = x[0]
         if rev:
             inner = _leave(inner, outer)
         elif self.reverse_pre_permute:
-            inner = _permute(inner, hard and hard.inverse, outer.undone)
+            inner = _permute(inner, outer.hard and outer.hard.inverse, outer.undone)
         kept, moved = inner.split(self.splits, 1)
         a = self.subnet(torch.cat((kept, *c), 1) if self.conditional else kept)
         moved, log_det = self._couple(moved, a, rev)
@@ -84,8 +82,8 @@ class AllInOneBlock(Accelerated, all_in_one_block.AllInOneBlock):
         if not rev:
             y = _enter(y, outer)
         elif self.reverse_pre_permute:
-            y = _permute(y, hard and hard.index, outer.undone)
-        pixels = math.prod(y.shape[2:])
+            y = _permute(y, outer.hard and outer.hard.index, outer.undone)
+        pixels = y.shape[2:].numel()
         return (y,), torch.add(log_det, outer.log_scale, alpha=-pixels if rev else pixels)
 
     def _is_foreign(self, x: Tensor) -> bool:
@@ -99,35 +97,33 @@ class AllInOneBlock(Accelerated, all_in_one_block.AllInOneBlock):
         )
 
     def _couple(self, x: Tensor, a: Tensor, rev: bool) -> tuple[Tensor, Tensor]:
-        if a.dtype != x.dtype or a.shape[1] != 2 * x.shape[1] or a.shape[2:] != x.shape[2:]:
+        if a.dtype != x.dtype or a.numel() != 2 * x.numel():  # broadcast, or promoted
             return self._affine(x, a, rev)
         raw, shift = (0.1 * a).split((x.shape[1], x.shape[1]), 1)
         y, log_det = affine_coupling(x, self.clamp * torch.tanh(raw), shift, inverse=rev)
         return y, log_det if log_det.dtype == x.dtype else log_det.to(x.dtype)
 
     def _hard_permutation(self) -> Hard | None:
-        if not self.householder and not torch.compiler.is_compiling():
-            key = key_of((self.w_perm, self.w_perm_inv))
-            if key is None or self._hard[1] != key:
-                self._hard = hard_permutation(self.w_perm, self.w_perm_inv)
-        return self._hard[0]
+        parts, hard = self._hard
+        if self.householder or torch.compiler.is_compiling():
+            return hard
+        if parts is None or not _is_current(parts, self._parameters):
+            hard = hard_permutation(self.w_perm, self.w_perm_inv)
+            self._hard = _parts(self._parameters, ("w_perm", "w_perm_inv")), hard
+        return hard
 
     def _outer(self, rev: bool) -> Outer:
-        tensors = [self.global_scale, self.global_offset]
-        if self.householder:
-            tensors += [self.vk_householder, self.w_0]
-        else:
-            tensors += [self.w_perm, self.w_perm_inv]
-        wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if wants_gradient or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._make_outer(rev)
-        key = key_of(tensors)
         kept = self._kept.get(rev)
-        # The tensors themselves are a part of the key: an address may be used again.
-        if key is None or kept is None or kept[1] != key or not _are_same(kept[0], tensors):
-            with torch.inference_mode(False), torch.no_grad():
-                kept = self._kept[rev] = tensors, key, self._make_outer(rev)
-        return kept[2]
+        if kept is not None and _is_current(kept[0], self._parameters):
+            return kept[1]
+        with torch.inference_mode(False), torch.no_grad():
+            outer = self._make_outer(rev)
+        of_it = ("vk_householder", "w_0") if self.householder else ("w_perm", "w_perm_inv")
+        parts = _parts(self._parameters, ("global_scale", "global_offset", *of_it))
+        self._kept[rev] = None if parts is None else (parts, outer)
+        return outer
 
     def _make_outer(self, rev: bool) -> Outer:
         hard = self._hard_permutation()
@@ -173,8 +169,21 @@ class AllInOneBlock(Accelerated, all_in_one_block.AllInOneBlock):
         yield from both_ways(original, self)
 
 
-def _are_same(some: list[Tensor], others: list[Tensor]) -> bool:
-    return all(a is b for a, b in zip(some, others, strict=True))
+def _parts(parameters: dict[str, Any], names: Sequence[str]) -> list[Any] | None:
+    """By which each tensor is known again; None where nobody can tell."""
+    tensors = [parameters.get(name) for name in names]
+    if any(tensor is None or tensor.is_inference() for tensor in tensors):
+        return None
+    return [(n, t, t._version, t.data_ptr()) for n, t in zip(names, tensors, strict=True)]
+
+
+def _is_current(parts: list[Any], parameters: dict[str, Any]) -> bool:
+    for name, tensor, version, address in parts:
+        if parameters.get(name) is not tensor or tensor._version != version:
+            return False
+        if tensor.data_ptr() != address:
+            return False
+    return True
 
 
 def _enter(x: Tensor, outer: Outer) -> Tensor:
@@ -194,8 +203,8 @@ def _permute(x: Tensor, index: Tensor | None, matrix: Tensor | None) -> Tensor:
     return multiply(x, matrix) if index is None else x.index_select(1, index)
 
 
-def hard_permutation(matrix: Tensor, inverse: Tensor) -> tuple[Hard | None, Any]:
-    """Of a permutation matrix (C, C, 1, ...) and its transpose; None of any other two. And their key."""
+def hard_permutation(matrix: Tensor, inverse: Tensor) -> Hard | None:
+    """Of a permutation matrix (C, C, 1, ...) and its transpose; None of any other two."""
     with torch.inference_mode(False), torch.no_grad():
         square = matrix.detach().flatten(1)
         index = square.argmax(1)
@@ -205,8 +214,7 @@ def hard_permutation(matrix: Tensor, inverse: Tensor) -> tuple[Hard | None, Any]
             and torch.equal(square, expected)
             and torch.equal(inverse.detach().flatten(1), expected.t())
         )
-        hard = Hard(index, index.argsort()) if is_hard else None
-    return hard, key_of((matrix, inverse))
+        return Hard(index, index.argsort()) if is_hard else None
 
 
 def reflected(matrix: Tensor, vectors: Tensor) -> Tensor:

@@ -80,7 +80,13 @@ class _SharedNet(_AffineBlock):
         channels = x.shape[1]
         # The gradient of a split is one concatenation; of two slices, two tensors and their sum.
         a, t = parameters.split((channels, parameters.shape[1] - channels), 1)
-        return self._scale(x, a, t, rev)
+        if self._slope is None or a.dtype != x.dtype or a.numel() != x.numel():
+            return self._scale(x, a, t, rev)
+        bound = self._slope * self.clamp * (math.pi / 2)
+        if bound <= 0:
+            return self._scale(x, a, t, rev)
+        result = affine_coupling(x, a * bound, t, scale_map="atan", clamp=bound, inverse=rev)
+        return result if result[1].dtype == x.dtype else typed(x, result)
 
 
 class GLOWCouplingBlock(_SharedNet, coupling_layers.GLOWCouplingBlock):

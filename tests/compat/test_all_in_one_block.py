@@ -88,7 +88,7 @@ def test_a_checkpoint_brings_its_own_permutation() -> None:
 def test_hard_permutations_are_indices_and_others_matrices() -> None:
     for options, is_hard in (({}, True), ({"permute_soft": True}, False)):
         fast = strictly_accelerated(block("AllInOneBlock", (D,), **options), 1)
-        assert (fast._hard[0] is not None) == is_hard
+        assert (fast._hard_permutation() is not None) == is_hard
 
 
 def test_copies_of_a_trained_learned_permutation_are_made() -> None:
