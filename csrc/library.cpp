@@ -18,6 +18,11 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "half_coupling_backward(Tensor grad_output, Tensor grad_log_det, Tensor moved, Tensor "
       "parameters, str scale_map, float clamp, bool inverse) -> (Tensor, Tensor)");
 
+  m.def("bernoulli_log_prob(Tensor x, Tensor logits, int batch_dims) -> Tensor");
+  m.def(
+      "bernoulli_log_prob_backward(Tensor grad_output, Tensor x, Tensor logits, bool[2] wanted) -> "
+      "(Tensor, Tensor)");
+
   m.def(
       "channel_affine(Tensor x, Tensor log_scale, Tensor shift, bool inverse) -> (Tensor y, Tensor "
       "log_det)");

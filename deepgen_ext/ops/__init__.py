@@ -3,6 +3,7 @@
 from deepgen_ext.ops.affine_coupling import affine_coupling, half_coupling
 from deepgen_ext.ops.ancestral_sample import ancestral_sample
 from deepgen_ext.ops.autoregressive_inverse import autoregressive_inverse
+from deepgen_ext.ops.bernoulli_log_prob import bernoulli_log_prob
 from deepgen_ext.ops.block_triangular_linear import block_triangular_linear
 from deepgen_ext.ops.categorical_draw import categorical_draw
 from deepgen_ext.ops.channel_affine import channel_affine
@@ -26,6 +27,7 @@ __all__ = [
     "affine_coupling",
     "ancestral_sample",
     "autoregressive_inverse",
+    "bernoulli_log_prob",
     "block_triangular_linear",
     "categorical_draw",
     "channel_affine",

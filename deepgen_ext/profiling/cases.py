@@ -31,6 +31,9 @@ OPS: dict[str, Op] = {
     "autoregressive_inverse": Op(
         (64, 64), (3, 5), flow_inputs.autoregressive_inverse, ("inverse", "backward"), "n, D"
     ),
+    "bernoulli_log_prob": Op(
+        (20, 50, 784), (2, 3, 5), pixel_inputs.bernoulli_log_prob, axes="n, k, D"
+    ),
     "block_triangular_linear": Op(
         (256, 784), (4, 6), flow_inputs.block_triangular_linear, axes="n, D"
     ),

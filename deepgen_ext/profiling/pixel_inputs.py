@@ -31,6 +31,21 @@ def masked_conv2d(shape: Shape, setting: Setting, inverse: bool) -> Prepared:
     return Prepared(leaves, lambda module, *given: module.masked_conv2d(*given), eager)
 
 
+def bernoulli_log_prob(shape: Shape, setting: Setting, inverse: bool) -> Prepared:
+    """k draws of each image, which are bits: (n, k, D)."""
+    logits = setting.random(*shape, seed=0, scale=2.0)
+    bits = random_uniforms((shape[0], 1, *shape[2:]), setting, 1) < 0.5
+
+    def eager(logits: Tensor) -> Tensor:
+        x = bits.to(logits.dtype).expand_as(logits)
+        return -F.binary_cross_entropy_with_logits(logits, x, reduction="none").flatten(2).sum(2)
+
+    def run(module: ModuleType, logits: Tensor) -> Any:
+        return module.bernoulli_log_prob(bits, logits, batch_dims=2)
+
+    return Prepared([logits], run, eager)
+
+
 def categorical_draw(shape: Shape, setting: Setting, inverse: bool) -> Prepared:
     levels = shape[1] if len(shape) > 1 else 2
     logits = setting.random(*shape, seed=0, scale=2.0)

@@ -203,6 +203,9 @@ FORMULAS: dict[str, Formula] = {
     "affine_coupling_backward": _each("x", 7),
     "half_coupling": _each("moved", 5),
     "half_coupling_backward": _each("moved", 7),
+    # Exponential, log1p or quotient, product, two differences, sum.
+    "bernoulli_log_prob": _each("logits", 6),
+    "bernoulli_log_prob_backward": _each("logits", 6),
     "channel_affine": _each("x", 2),
     "channel_affine_backward": _each("x", 5),
     # Widths and heights: largest, difference, exponential, sum, edge; then which bin, 40 in it.

@@ -7,6 +7,7 @@ kernel. They check no inputs and take no short cut: one line of mathematics is o
 from .affine_coupling import affine_coupling, half_coupling
 from .ancestral_sample import ancestral_sample
 from .autoregressive_inverse import autoregressive_inverse
+from .bernoulli_log_prob import bernoulli_log_prob
 from .block_triangular_linear import block_triangular_linear
 from .categorical_draw import categorical_draw
 from .channel_affine import channel_affine
@@ -26,6 +27,7 @@ __all__ = [
     "affine_coupling",
     "ancestral_sample",
     "autoregressive_inverse",
+    "bernoulli_log_prob",
     "block_triangular_linear",
     "categorical_draw",
     "channel_affine",

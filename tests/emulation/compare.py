@@ -17,13 +17,17 @@ TOLERANCE = {
 }
 
 
-def check_emulated(name: str, *arguments, magnified: float = 1.0) -> None:
+def check_emulated(
+    name: str, *arguments, magnified: float = 1.0, dtype: torch.dtype | None = None
+) -> None:
     """torch.ops.deepgen_ext.<name>(*arguments) against torch.ops.deepgen_ext_emulated.<name>.
 
     `magnified`: how many times as far apart as usual the function brings rounding errors.
+    `dtype`: whose rounding they are; None: of the first argument.
     """
     first = arguments[0]
-    dtype = first.dtype if isinstance(first, torch.Tensor) else first[0].dtype
+    if dtype is None:
+        dtype = first.dtype if isinstance(first, torch.Tensor) else first[0].dtype
     expected = getattr(torch.ops.deepgen_ext, name)(*arguments)
     for order in ORDERS:
         os.environ["DEEPGEN_EMULATION_ORDER"] = order

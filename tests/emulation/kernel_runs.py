@@ -41,6 +41,23 @@ def run_affine_coupling(ops, dtype, layout):
             ops.half_coupling_backward(grad, grad_log_det, x, parameters, *options)
 
 
+def run_bernoulli_log_prob(ops, dtype, layout):
+    sums = torch.promote_types(dtype, torch.float32)
+    for shape, x_type in itertools.product([*SHAPES, (3, 2, 1, 4099)], (torch.uint8, dtype, sums)):
+        logits = torch.randn(shape).to(dtype)
+        x = torch.randint(0, 2, shape).to(x_type)
+        if layout == "chunk":  # draws of one image
+            x = x[:, :1]
+        elif layout == "channels_last":
+            logits = logits.contiguous(memory_format=torch.channels_last)
+        elif layout == "unaligned":
+            x, logits = unaligned(x), unaligned(logits)
+        for batch_dims in (1, 2):
+            grad = torch.randn(shape[:batch_dims], dtype=sums)
+            ops.bernoulli_log_prob(x, logits, batch_dims)
+            ops.bernoulli_log_prob_backward(grad, x, logits, (False, True))
+
+
 def run_channel_affine(ops, dtype, layout):
     for shape in SHAPES:
         x, grad = (torch.randn(shape).to(dtype) for _ in range(2))
@@ -274,6 +291,7 @@ RUNS = {
     "affine_coupling": run_affine_coupling,
     "ancestral_sample": run_ancestral_sample,
     "autoregressive_inverse": run_autoregressive_inverse,
+    "bernoulli_log_prob": run_bernoulli_log_prob,
     "block_triangular_linear": run_block_triangular_linear,
     "categorical_draw": run_categorical_draw,
     "channel_affine": run_channel_affine,
