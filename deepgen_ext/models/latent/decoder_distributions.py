@@ -126,8 +126,7 @@ class Bernoulli(DecoderDistribution):
         return 2 * target.to(dtype) - 1
 
     def log_prob(self, parameters: Tensor, target: Tensor) -> Tensor:
-        logits = _at_least_float32(parameters).flatten(2)
-        return _BernoulliLogProb.apply(logits, target.flatten(1).to(logits.dtype))
+        return ops.bernoulli_log_prob(target.unsqueeze(1), parameters, batch_dims=2)
 
     def mean(self, parameters: Tensor) -> Tensor:
         return torch.sigmoid(parameters)
@@ -226,46 +225,6 @@ class DiscretizedLogistic(DecoderDistribution):
         """[logit 1][means C][log scales C][coefficients C(C-1)/2], the new ones zero."""
         zeros = self.channels * (self.channels - 1) // 2
         return F.pad(parameters, (0, 0, 0, 0, 1, zeros))
-
-
-class _BernoulliLogProb(torch.autograd.Function):
-    """sum over pixels of bit * logit - softplus(logit), (n, k), of logits (n, k, D), bits (n, D).
-
-    The graph keeps the logits alone, and the gradient bit - sigmoid(logit) is made in the one
-    buffer that it is returned in.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, bits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, bits)
-        # Rows of the logits against one row of bits: half the time of columns.
-        on = torch.matmul(bits.unsqueeze(1), logits.transpose(1, 2)).squeeze(1)
-        # softplus(a) = max(a, 0) - log sigmoid(|a|)
-        likelier = torch.abs(logits).sigmoid_()
-        return on - logits.clamp(min=0).sum(2) + _sum_of_logs(likelier)
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor) -> tuple[Tensor, None]:
-        logits, bits = ctx.saved_tensors
-        grad_output, bits = grad_output.unsqueeze(2), bits.unsqueeze(1)
-        if torch.is_grad_enabled():  # differentiated again: nothing may be overwritten
-            return (bits - torch.sigmoid(logits)) * grad_output, None
-        return torch.sigmoid(logits).sub_(bits).mul_(-grad_output), None
-
-
-def _sum_of_logs(values: Tensor) -> Tensor:
-    """Over the last dimension, of values in [1/2, 1]: a logarithm for each product of up to 64 of
-    them, none of which underflows. Half the time of logsigmoid.
-    """
-    rest = 0.0
-    for _ in range(6):
-        half, odd = divmod(values.shape[-1], 2)
-        if half == 0:
-            break
-        if odd:
-            rest = rest + values[..., -1].log()
-        values = values[..., :half] * values[..., half : 2 * half]
-    return values.log().sum(-1) + rest
 
 
 DECODERS = {kind.name: kind for kind in (Bernoulli, Gaussian, DiscretizedLogistic)}
