@@ -25,6 +25,7 @@ REQUIRED = {
     ),
     "half_coupling": "affine_coupling, eager, torch.compile",
     "channel_affine": "eager, torch.addcmul, torch.compile, nflows, normflows, FrEIA",
+    "bernoulli_log_prob": "eager, product, torch.compile",
     "rational_quadratic_spline tabular forward": "eager, torch.compile, nflows, normflows, zuko",
     "rational_quadratic_spline tabular inverse": "eager, torch.compile, nflows, normflows, zuko",
     "rational_quadratic_spline image": "eager, torch.compile, nflows, normflows, zuko",
