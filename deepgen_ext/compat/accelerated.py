@@ -54,13 +54,22 @@ def swap_back(part: Any) -> None:
     part.__class__ = part.replaces
 
 
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether one of the modules itself has hooks, which its call would run."""
+    for part in modules:
+        if (
+            part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
+            or part._backward_pre_hooks
+        ):
+            return True
+    return False
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether a part of the module, itself aside, has hooks, which other arithmetic would pass by."""
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
-        for part in module.modules()
-        if part is not module
-    )
+    return any(is_hooked(part) for part in module.modules() if part is not module)
 
 
 def typed(x: Tensor, result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

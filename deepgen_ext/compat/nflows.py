@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from nflows.nn.nets import resnet
 from nflows.transforms import autoregressive, coupling, made, nonlinearities
 from torch import Tensor
 
+from . import dense_network
 from .activations import activation_name
 from .coupling import AffineCouplingTransform
 from .made import MadeInverse, SplineElement
@@ -67,12 +69,18 @@ class PiecewiseRationalQuadraticCDF(SplineCDF, nonlinearities.PiecewiseRationalQ
     replaces = nonlinearities.PiecewiseRationalQuadraticCDF
 
 
+class ResidualNet(dense_network.ResidualNet, resnet.ResidualNet):
+    replaces = resnet.ResidualNet
+    block = resnet.ResidualBlock
+
+
 REPLACEMENTS = (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
     AffineCouplingTransform,
     PiecewiseRationalQuadraticCouplingTransform,
     PiecewiseRationalQuadraticCDF,
+    ResidualNet,
 )
 STAYS = {
     autoregressive.MaskedPiecewiseLinearAutoregressiveTransform: "no kernel for linear splines",

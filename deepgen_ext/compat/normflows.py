@@ -8,9 +8,10 @@ from normflows.flows import normalization
 from normflows.flows.affine import autoregressive, coupling
 from normflows.flows.neural_spline import autoregressive as splines
 from normflows.flows.neural_spline import coupling as spline_couplings
-from normflows.nets import made
+from normflows.nets import made, mlp, resnet
 from torch import Tensor, nn
 
+from . import dense_network
 from .glow import AffineCouplingBlock, ConvNet2d, GlowBlock, Invertible1x1Conv
 from .lipschitz_block import iResBlock
 from .made import MadeInverse, SplineElement
@@ -60,6 +61,15 @@ class PiecewiseRationalQuadraticCDF(SplineCDF, spline_couplings.PiecewiseRationa
     replaces = spline_couplings.PiecewiseRationalQuadraticCDF
 
 
+class ResidualNet(dense_network.ResidualNet, resnet.ResidualNet):
+    replaces = resnet.ResidualNet
+    block = resnet.ResidualBlock
+
+
+class MLP(dense_network.MLP, mlp.MLP):
+    replaces = mlp.MLP
+
+
 REPLACEMENTS = (
     MaskedAffineAutoregressive,
     MaskedPiecewiseRationalQuadraticAutoregressive,
@@ -70,6 +80,8 @@ REPLACEMENTS = (
     Invertible1x1Conv,
     ConvNet2d,
     iResBlock,
+    ResidualNet,
+    MLP,
 )
 STAYS: dict[type[nn.Module], str] = {
     coupling.AffineCoupling: "what its AffineCouplingBlock gains is gained there",

@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from deepgen_ext import accelerate, report
 from tests.checks import randomize
-from tests.compat.accelerated_models import check_accelerated, close, strictly_accelerated
+from tests.compat.accelerated_models import (
+    accelerated_parts,
+    check_accelerated,
+    close,
+    strictly_accelerated,
+)
 
 D = 5
 
@@ -48,7 +53,8 @@ def test_nflows(rest: tuple[int, ...], unconditional: bool) -> None:
         min_bin_width=1e-2,
         min_derivative=0.1,
     )
-    check_accelerated(module, lambda m: both_ways(m, *rest), 1 + unconditional)
+    dense_net = not rest
+    check_accelerated(module, lambda m: both_ways(m, *rest), 1 + dense_net + unconditional)
 
 
 @pytest.mark.parametrize("context", [False, True])
@@ -57,7 +63,7 @@ def test_normflows(context: bool) -> None:
     flow = nf.flows.CoupledRationalQuadraticSpline(
         D, 1, 8, num_context_channels=3 if context else None, num_bins=5, tail_bound=2.0
     )
-    check_accelerated(flow, lambda m: both_ways(m, context=context), 2)
+    check_accelerated(flow, lambda m: both_ways(m, context=context), 3)
 
 
 def test_flow_of_nflows_samples_and_compiles() -> None:
@@ -70,7 +76,7 @@ def test_flow_of_nflows_samples_and_compiles() -> None:
         CompositeTransform([nflows_coupling(), RandomPermutation(D), nflows_coupling()]),
         StandardNormal([D]),
     )
-    fast = strictly_accelerated(randomize(flow), 2)
+    fast = strictly_accelerated(randomize(flow), 4)
     draws = []
     for model in (flow, fast):
         torch.manual_seed(3)
@@ -115,8 +121,8 @@ def test_what_the_kernel_does_not_know_stays() -> None:
         (many, "101 bins"),
     ):
         assert words in report(model)
-        with pytest.warns(UserWarning, match="nothing to accelerate"):
-            assert accelerate(model) is model
+        fast = strictly_accelerated(model, 1)
+        assert [type(part).__name__ for part in accelerated_parts(fast)] == ["ResidualNet"]
 
 
 def test_a_wrong_scale_is_refused(monkeypatch) -> None:
