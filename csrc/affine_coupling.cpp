@@ -22,9 +22,10 @@ ScaleMap scale_map_of(std::string_view name) {
   if (name == "softclip") return ScaleMap::softclip;
   if (name == "softplus") return ScaleMap::softplus;
   if (name == "floored_sigmoid") return ScaleMap::floored_sigmoid;
+  if (name == "reciprocal_sigmoid") return ScaleMap::reciprocal_sigmoid;
   TORCH_CHECK_VALUE(false,
                     "scale_map must be one of 'exp', 'tanh', 'sigmoid', 'atan', 'softclip', "
-                    "'softplus', 'floored_sigmoid', got '",
+                    "'softplus', 'floored_sigmoid', 'reciprocal_sigmoid', got '",
                     name, "'");
 }
 
@@ -168,8 +169,20 @@ std::vector<Tensor> affine_coupling_backward(const Tensor& grad_output, const Te
   return gradients;
 }
 
-// Raw scale and shift of what moves, the halves of the parameters of a whole coupling layer.
-std::pair<Tensor, Tensor> halves_of(const Tensor& parameters, const Tensor& moved) {
+// Every second channel from the first or second on, or one half of them.
+Tensor channels_of(const Tensor& whole, bool alternating, int64_t skipped, int64_t count) {
+  return alternating ? whole.slice(1, skipped ? 1 : 0, std::nullopt, 2)
+                     : whole.narrow(1, skipped, count);
+}
+
+// Raw scale and shift of what moves, where they lie in the parameters of a whole coupling layer.
+std::pair<Tensor, Tensor> halves_of(const Tensor& parameters, const Tensor& moved,
+                                    std::string_view order) {
+  const bool in_pairs = order == "shift_scale_pairs",
+             shift_first = in_pairs || order == "shift_scale";
+  TORCH_CHECK_VALUE(shift_first || order == "scale_shift",
+                    "order must be one of 'scale_shift', 'shift_scale', 'shift_scale_pairs', got '",
+                    order, "'");
   TORCH_CHECK_VALUE(moved.dim() >= 2, "moved must have the shape (batch, channels, ...), got ",
                     moved.sizes());
   check_same_type(parameters, "parameters", moved, "moved");
@@ -179,15 +192,18 @@ std::pair<Tensor, Tensor> halves_of(const Tensor& parameters, const Tensor& move
                     at::IntArrayRef(expected), ", two for each channel of moved, got ",
                     parameters.sizes());
   const int64_t channels = moved.size(1);
-  return {parameters.narrow(1, 0, channels), parameters.narrow(1, channels, channels)};
+  const Tensor first = channels_of(parameters, in_pairs, 0, channels),
+               second = channels_of(parameters, in_pairs, channels, channels);
+  return shift_first ? std::pair(second, first) : std::pair(first, second);
 }
 
 std::tuple<Tensor, Tensor> half_coupling(const Tensor& visible, const Tensor& moved,
                                          const Tensor& parameters, bool moved_first,
-                                         std::string_view scale_map, double clamp, bool inverse) {
+                                         std::string_view scale_map, double clamp, bool inverse,
+                                         std::string_view order, bool alternating) {
   const AffineCoupling p{storage_of(moved, "moved"), scale_map_of(scale_map), clamp, inverse};
   check_clamp(clamp);
-  const auto [raw_scale, shift] = halves_of(parameters, moved);
+  const auto [raw_scale, shift] = halves_of(parameters, moved, order);
   check_same_type(visible, "visible", moved, "moved");
   std::vector<int64_t> sizes = moved.sizes().vec();
   const int64_t moves = sizes[1], stays = visible.dim() == moved.dim() ? visible.size(1) : 0;
@@ -195,11 +211,15 @@ std::tuple<Tensor, Tensor> half_coupling(const Tensor& visible, const Tensor& mo
   TORCH_CHECK_VALUE(visible.sizes() == sizes,
                     "visible must have the shape of moved but for its channels, ", moved.sizes(),
                     ", got ", visible.sizes());
+  TORCH_CHECK_VALUE(!alternating || stays == moves,
+                    "alternating channels: visible and moved must have as many, got ", stays,
+                    " and ", moves);
   sizes[1] = stays + moves;
   const Tensor y = at::empty(sizes, moved.options(), moved.suggest_memory_format());
   const Tensor log_det = fresh_log_det(moved);
-  Mapped mapped{moved,   raw_scale,    shift,   y.narrow(1, moved_first ? 0 : stays, moves),
-                log_det, std::nullopt, visible, y.narrow(1, moved_first ? moves : 0, stays)};
+  Mapped mapped{
+      moved,   raw_scale,    shift,   channels_of(y, alternating, moved_first ? 0 : stays, moves),
+      log_det, std::nullopt, visible, channels_of(y, alternating, moved_first ? moves : 0, stays)};
   if (stays != moves) {  // the kernel walks over one shape
     mapped.kept_copy.copy_(visible);
     mapped.kept = Tensor();
@@ -213,15 +233,15 @@ std::tuple<Tensor, Tensor> half_coupling_backward(const Tensor& grad_output,
                                                   const Tensor& grad_log_det, const Tensor& moved,
                                                   const Tensor& parameters,
                                                   std::string_view scale_map, double clamp,
-                                                  bool inverse) {
+                                                  bool inverse, std::string_view order) {
   const AffineCouplingBackward p{storage_of(moved, "moved"), scale_map_of(scale_map), clamp,
                                  inverse};
   check_clamp(clamp);
   check_same_shape(grad_output, "grad_output", moved, "moved");
   check_grad_log_det(grad_log_det, moved);
   const Tensor grad_moved = fresh_like(moved), grad_parameters = fresh_like(parameters);
-  const auto [grad_raw_scale, grad_shift] = halves_of(grad_parameters, moved);
-  run_backward(p, grad_output, grad_log_det, moved, halves_of(parameters, moved).first,
+  const auto [grad_raw_scale, grad_shift] = halves_of(grad_parameters, moved, order);
+  run_backward(p, grad_output, grad_log_det, moved, halves_of(parameters, moved, order).first,
                std::nullopt, {grad_moved, grad_raw_scale, grad_shift});
   return {grad_moved, grad_parameters};
 }
@@ -261,28 +281,30 @@ std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& raw_sca
 std::tuple<Tensor, Tensor> differentiable_half(const Tensor& visible, const Tensor& moved,
                                                const Tensor& parameters, bool moved_first,
                                                std::string_view scale_map, double clamp,
-                                               bool inverse) {
+                                               bool inverse, std::string_view order,
+                                               bool alternating) {
   static const auto op = registered_op<decltype(half_coupling)>("deepgen_ext::half_coupling");
   static const auto backward_op =
       registered_op<decltype(half_coupling_backward)>("deepgen_ext::half_coupling_backward");
   const auto outputs = with_gradient(
       {visible, moved, parameters},
       [&]() -> Evaluated {
-        auto [y, log_det] =
-            op.call(visible, moved, parameters, moved_first, scale_map, clamp, inverse);
+        auto [y, log_det] = op.call(visible, moved, parameters, moved_first, scale_map, clamp,
+                                    inverse, order, alternating);
         return {{y, log_det}, {inverse ? y : moved, parameters}};
       },
-      [moved_first, scale_map = std::string(scale_map), clamp,
-       inverse](const Cotangents& given) -> std::vector<Tensor> {
+      [moved_first, scale_map = std::string(scale_map), clamp, inverse, order = std::string(order),
+       alternating](const Cotangents& given) -> std::vector<Tensor> {
         const Tensor &grad_y = given.gradients[0], &parameters = given.saved[1];
         const int64_t moves = parameters.size(1) / 2, stays = grad_y.size(1) - moves;
         const auto moving = [&](const Tensor& whole) {
-          return whole.narrow(1, moved_first ? 0 : stays, moves);
+          return channels_of(whole, alternating, moved_first ? 0 : stays, moves);
         };
         auto [grad_moved, grad_parameters] = backward_op.call(
             moving(grad_y), given.gradients[1], inverse ? moving(given.saved[0]) : given.saved[0],
-            parameters, scale_map, clamp, inverse);
-        return {grad_y.narrow(1, moved_first ? moves : 0, stays), grad_moved, grad_parameters};
+            parameters, scale_map, clamp, inverse, order);
+        return {channels_of(grad_y, alternating, moved_first ? moves : 0, stays), grad_moved,
+                grad_parameters};
       });
   return {outputs[0], outputs[1]};
 }

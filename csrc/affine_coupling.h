@@ -12,9 +12,18 @@
 
 namespace deepgen {
 
-enum class ScaleMap : int { exp, tanh, sigmoid, atan, softclip, softplus, floored_sigmoid };
+enum class ScaleMap : int {
+  exp,
+  tanh,
+  sigmoid,
+  atan,
+  softclip,
+  softplus,
+  floored_sigmoid,
+  reciprocal_sigmoid
+};
 
-// The least scale of the last two maps.
+// The least scale of softplus and floored_sigmoid.
 constexpr double scale_floor = 1e-3;
 
 struct AffineCoupling {
@@ -80,7 +89,7 @@ DEEPGEN_HD T sigmoid_decay(T raw) {
   return decay_of(raw + T(2));
 }
 
-// s of the two maps that are given by it, softplus(raw) + floor and sigmoid(raw + 2) + floor.
+// s of the two maps with a floor, softplus(raw) + floor and sigmoid(raw + 2) + floor.
 template <ScaleMap M, class T>
 DEEPGEN_HD T floored_scale_of(T raw) {
   if constexpr (M == ScaleMap::softplus) {
@@ -101,6 +110,8 @@ DEEPGEN_HD T log_scale_of(T raw, T clamp) {
   } else if constexpr (M == ScaleMap::sigmoid) {
     const T v = raw + T(2);
     return (v < T(0) ? v : T(0)) - log1p_of_unit(sigmoid_decay(raw));
+  } else if constexpr (M == ScaleMap::reciprocal_sigmoid) {
+    return -log_scale_of<ScaleMap::sigmoid>(raw, clamp);
   } else if constexpr (M == ScaleMap::softclip) {
     return clamp * (raw / (clamp + magnitude_of(raw)));
   } else if constexpr (M == ScaleMap::softplus || M == ScaleMap::floored_sigmoid) {
@@ -117,6 +128,8 @@ DEEPGEN_HD T factor_of(T raw, T log_scale, bool inverse) {
     const T e = sigmoid_decay(raw);
     const T positive = raw + T(2) < T(0) ? e : T(1);  // s = positive / (1 + e)
     return inverse ? (T(1) + e) / positive : positive * (T(1) / (T(1) + e));
+  } else if constexpr (M == ScaleMap::reciprocal_sigmoid) {
+    return factor_of<ScaleMap::sigmoid>(raw, -log_scale, !inverse);
   } else if constexpr (M == ScaleMap::tanh) {
     return exp_of_unit(inverse ? -log_scale : log_scale);
   } else if constexpr (M == ScaleMap::softplus || M == ScaleMap::floored_sigmoid) {
@@ -138,6 +151,8 @@ DEEPGEN_HD T slope_of(T raw, T log_scale, T clamp) {
     // 1 - s without cancellation.
     const T e = sigmoid_decay(raw);
     return (raw + T(2) < T(0) ? T(1) : e) * (T(1) / (T(1) + e));
+  } else if constexpr (M == ScaleMap::reciprocal_sigmoid) {
+    return -slope_of<ScaleMap::sigmoid>(raw, -log_scale, clamp);
   } else if constexpr (M == ScaleMap::softclip) {
     const T part = clamp / (clamp + magnitude_of(raw));
     return part * part;

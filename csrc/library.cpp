@@ -13,10 +13,12 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "Tensor? mask, str scale_map, float clamp, bool inverse) -> Tensor[]");
   m.def(
       "half_coupling(Tensor visible, Tensor moved, Tensor parameters, bool moved_first, str "
-      "scale_map, float clamp, bool inverse) -> (Tensor y, Tensor log_det)");
+      "scale_map, float clamp, bool inverse, str order='scale_shift', bool alternating=False) -> "
+      "(Tensor y, Tensor log_det)");
   m.def(
       "half_coupling_backward(Tensor grad_output, Tensor grad_log_det, Tensor moved, Tensor "
-      "parameters, str scale_map, float clamp, bool inverse) -> (Tensor, Tensor)");
+      "parameters, str scale_map, float clamp, bool inverse, str order='scale_shift') -> (Tensor, "
+      "Tensor)");
 
   m.def("bernoulli_log_prob(Tensor x, Tensor logits, int batch_dims) -> Tensor");
   m.def(

@@ -55,6 +55,8 @@ DEEPGEN_INLINE void with_constants(ScaleMap map, bool inverse, F f) {
       return with_direction(std::integral_constant<ScaleMap, ScaleMap::softplus>{});
     case ScaleMap::floored_sigmoid:
       return with_direction(std::integral_constant<ScaleMap, ScaleMap::floored_sigmoid>{});
+    case ScaleMap::reciprocal_sigmoid:
+      return with_direction(std::integral_constant<ScaleMap, ScaleMap::reciprocal_sigmoid>{});
   }
 }
 

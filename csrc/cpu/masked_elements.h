@@ -71,6 +71,8 @@ DEEPGEN_INLINE void with_scale_map(ScaleMap map, F f) {
       return f(std::integral_constant<ScaleMap, ScaleMap::softplus>{});
     case ScaleMap::floored_sigmoid:
       return f(std::integral_constant<ScaleMap, ScaleMap::floored_sigmoid>{});
+    case ScaleMap::reciprocal_sigmoid:  // no autoregressive element
+      return;
   }
 }
 

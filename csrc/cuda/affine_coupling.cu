@@ -39,6 +39,8 @@ __device__ __forceinline__ Scale<T> scale_of(ScaleMap map, T raw, T clamp, bool 
       return scale_of<ScaleMap::softplus>(raw, clamp, inverse);
     case ScaleMap::floored_sigmoid:
       return scale_of<ScaleMap::floored_sigmoid>(raw, clamp, inverse);
+    case ScaleMap::reciprocal_sigmoid:
+      return scale_of<ScaleMap::reciprocal_sigmoid>(raw, clamp, inverse);
     default:
       return scale_of<ScaleMap::atan>(raw, clamp, inverse);
   }

@@ -62,6 +62,8 @@ __device__ void with_scale_map(ScaleMap map, F f) {
       return f.template operator()<ScaleMap::softplus>();
     case ScaleMap::floored_sigmoid:
       return f.template operator()<ScaleMap::floored_sigmoid>();
+    case ScaleMap::reciprocal_sigmoid:  // no autoregressive element
+      return;
   }
 }
 

@@ -26,17 +26,18 @@ def affine_coupling(
 
     With l = log s the map from the unbounded `raw_scale` is
 
-    =================  ===================================  ===================
-    scale_map          log s                                s lies in
-    =================  ===================================  ===================
-    "exp"              raw                                  (0, inf)
-    "tanh"             tanh(raw)                            (1/e, e)
-    "sigmoid"          log sigmoid(raw + 2)         (Glow)  (0, 1)
-    "atan"             clamp * 2/pi * atan(raw / clamp)     (e^-clamp, e^clamp)
-    "softclip"         raw / (1 + |raw / clamp|)    (zuko)  (e^-clamp, e^clamp)
-    "softplus"         log(softplus(raw) + 0.001) (nflows)  (0.001, inf)
-    "floored_sigmoid"  log(sigmoid(raw + 2) + 0.001)        (0.001, 1.001)
-    =================  ===================================  ===================
+    ====================  ====================================  ===================
+    scale_map             log s                                 s lies in
+    ====================  ====================================  ===================
+    "exp"                 raw                                   (0, inf)
+    "tanh"                tanh(raw)                             (1/e, e)
+    "sigmoid"             log sigmoid(raw + 2)          (Glow)  (0, 1)
+    "atan"                clamp * 2/pi * atan(raw / clamp)      (e^-clamp, e^clamp)
+    "softclip"            raw / (1 + |raw / clamp|)     (zuko)  (e^-clamp, e^clamp)
+    "softplus"            log(softplus(raw) + 0.001)  (nflows)  (0.001, inf)
+    "floored_sigmoid"     log(sigmoid(raw + 2) + 0.001)         (0.001, 1.001)
+    "reciprocal_sigmoid"  -log sigmoid(raw + 2)    (normflows)  (1, inf)
+    ====================  ====================================  ===================
 
     forward: y = x * s + shift, log_det = sum l; inverse: x = (y - shift) / s, log_det = -sum l. The sum runs over all
     dimensions but the first.
@@ -81,6 +82,8 @@ def half_coupling(
     scale_map: str = "exp",
     clamp: float = 2.0,
     inverse: bool = False,
+    order: str = "scale_shift",
+    alternating: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """A whole coupling layer but for its network: y = [visible, affine_coupling(moved)] in one pass.
 
@@ -90,9 +93,12 @@ def half_coupling(
     Args:
         visible: (batch, C_visible, ...), copied to y as it is; float32, float64, bfloat16 or float16.
         moved: (batch, C_moved, ...), the other channels of the same tensor, any strides.
-        parameters: (batch, 2 C_moved, ...), raw scale, then shift: what the network says of `visible`.
+        parameters: (batch, 2 C_moved, ...), raw scale and shift: what the network says of `visible`.
         moved_first: y is [moved, visible].
         scale_map, clamp, inverse: as in `affine_coupling`.
+        order: how the parameters lie: "scale_shift", one half each, raw scale first; "shift_scale", shift first;
+            "shift_scale_pairs", the shift of each channel and its raw scale behind it.
+        alternating: y's channels are of visible and moved in turn, visible first unless `moved_first`.
 
     Returns:
         y, (batch, C_visible + C_moved, ...), and log_det, (batch,): float32 for half types, else x's dtype.
@@ -100,10 +106,13 @@ def half_coupling(
     Differentiable twice, deterministic, float32 under autocast, as `affine_coupling` is.
 
     Raises:
-        ValueError: shapes that do not fit, another device, an unknown scale_map, clamp not above 0.
+        ValueError: shapes that do not fit, another device, an unknown scale_map or order, clamp not above 0,
+            alternating channels of which one kind has more.
         TypeError: a tensor that is not floating-point, dtypes that differ.
     """
-    return library.half_coupling(visible, moved, parameters, moved_first, scale_map, clamp, inverse)
+    return library.half_coupling(
+        visible, moved, parameters, moved_first, scale_map, clamp, inverse, order, alternating
+    )
 
 
 def _additive(
@@ -139,7 +148,17 @@ def _(grad_output, grad_log_det, x, raw_scale, mask, scale_map, clamp, inverse):
 
 
 @torch.library.register_fake("deepgen_ext::half_coupling")
-def _(visible, moved, parameters, moved_first, scale_map, clamp, inverse):
+def _(
+    visible,
+    moved,
+    parameters,
+    moved_first,
+    scale_map,
+    clamp,
+    inverse,
+    order="scale_shift",
+    alternating=False,
+):
     sum_type = torch.float64 if moved.dtype == torch.float64 else torch.float32
     sizes = [moved.shape[0], visible.shape[1] + moved.shape[1], *moved.shape[2:]]
     layout = torch._prims_common.suggest_memory_format(moved)
@@ -148,7 +167,16 @@ def _(visible, moved, parameters, moved_first, scale_map, clamp, inverse):
 
 
 @torch.library.register_fake("deepgen_ext::half_coupling_backward")
-def _(grad_output, grad_log_det, moved, parameters, scale_map, clamp, inverse):
+def _(
+    grad_output,
+    grad_log_det,
+    moved,
+    parameters,
+    scale_map,
+    clamp,
+    inverse,
+    order="scale_shift",
+):
     return torch.empty_like(moved), torch.empty_like(parameters)
 
 
@@ -162,9 +190,10 @@ def _log_scale_derivatives(
         log_scale = torch.tanh(raw)
         slope = 1 - log_scale**2
         return log_scale, slope, -2 * log_scale * slope
-    if scale_map == "sigmoid":
+    if scale_map in ("sigmoid", "reciprocal_sigmoid"):
         slope = torch.sigmoid(-raw - 2)
-        return torch.nn.functional.logsigmoid(raw + 2), slope, slope * (slope - 1)
+        parts = torch.nn.functional.logsigmoid(raw + 2), slope, slope * (slope - 1)
+        return parts if scale_map == "sigmoid" else tuple(-part for part in parts)
     if scale_map == "softclip":
         part = clamp / (clamp + raw.abs())
         return raw * part, part**2, -2 * part**3 / clamp * raw.sign()
@@ -202,14 +231,32 @@ def _double_backward(ctx, cotangents):
     return *gradients, None, None, None, None
 
 
+def _save_half_for_double_backward(ctx, inputs, output) -> None:
+    *others, ctx.order = inputs
+    _save_for_double_backward(ctx, others, output)
+
+
 def _double_backward_of_half(ctx, by_moved, by_parameters):
     g, grad_log_det, moved, parameters = ctx.saved_tensors
-    raw_scale, _ = parameters.chunk(2, 1)
-    cotangents = (by_moved, *by_parameters.chunk(2, 1))
+    raw_scale, _ = _parameter_halves(parameters, ctx.order)
+    cotangents = (by_moved, *_parameter_halves(by_parameters, ctx.order))
     *gradients, by_raw = _second_gradients(
         g, grad_log_det, moved, raw_scale, None, ctx.options, cotangents
     )
-    return *gradients, torch.cat((by_raw, torch.zeros_like(by_raw)), 1), None, None, None
+    halves = by_raw, torch.zeros_like(by_raw)
+    if ctx.order != "scale_shift":
+        halves = halves[::-1]
+    in_pairs = ctx.order == "shift_scale_pairs"
+    whole = torch.stack(halves, 2).flatten(1, 2) if in_pairs else torch.cat(halves, 1)
+    return *gradients, whole, None, None, None, None
+
+
+def _parameter_halves(parameters: Tensor, order: str) -> tuple[Tensor, Tensor]:
+    """Raw scale and shift."""
+    if order == "shift_scale_pairs":
+        return parameters[:, 1::2], parameters[:, ::2]
+    first, second = parameters.chunk(2, 1)
+    return (first, second) if order == "scale_shift" else (second, first)
 
 
 def _second_gradients(g, grad_log_det, x, raw_scale, mask, options, cotangents):
@@ -253,7 +300,7 @@ torch.library.register_autograd(
 torch.library.register_autograd(
     "deepgen_ext::half_coupling_backward",
     _double_backward_of_half,
-    setup_context=_save_for_double_backward,
+    setup_context=_save_half_for_double_backward,
 )
 
 for _device in ("cpu", "cuda"):

@@ -23,7 +23,8 @@ def affine_coupling(
 
     log s = raw ("exp"), tanh(raw) ("tanh"), log sigmoid(raw + 2) ("sigmoid"), clamp * 2/pi *
     atan(raw / clamp) ("atan"), raw / (1 + |raw / clamp|) ("softclip"), log(softplus(raw) + 0.001)
-    ("softplus"), log(sigmoid(raw + 2) + 0.001) ("floored_sigmoid"), or 0 where `raw_scale` is None.
+    ("softplus"), log(sigmoid(raw + 2) + 0.001) ("floored_sigmoid"), -log sigmoid(raw + 2)
+    ("reciprocal_sigmoid"), or 0 where `raw_scale` is None.
     Where `mask` (broadcastable to x.shape[1:]) is False, y = x.
     """
     accumulate = accumulation_dtype(x.dtype)
@@ -45,6 +46,8 @@ def affine_coupling(
             log_scale = (F.softplus(raw, threshold=100.0) + 1e-3).log()
         elif scale_map == "floored_sigmoid":
             log_scale = ((raw + 2).sigmoid() + 1e-3).log()
+        elif scale_map == "reciprocal_sigmoid":
+            log_scale = -F.logsigmoid(raw + 2)
         else:
             raise ValueError(f"scale_map: unknown, {scale_map!r}")
     shift = shift.to(accumulate)
@@ -68,10 +71,22 @@ def half_coupling(
     scale_map: str = "exp",
     clamp: float = 2.0,
     inverse: bool = False,
+    order: str = "scale_shift",
+    alternating: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """[visible, affine_coupling(moved)], or the reverse, of `parameters` = [raw scale, shift]."""
-    raw_scale, shift = parameters.chunk(2, dim=1)
+    """[visible, affine_coupling(moved)], or the reverse, of `parameters` = [raw scale, shift]; or
+    [shift, raw scale] ("shift_scale"), or both by turns, shift first ("shift_scale_pairs"). With
+    `alternating` y has the channels of visible and moved by turns.
+    """
+    if order == "shift_scale_pairs":
+        shift, raw_scale = parameters.unflatten(1, (-1, 2)).unbind(2)
+    else:
+        raw_scale, shift = parameters.chunk(2, dim=1)
+        if order == "shift_scale":
+            raw_scale, shift = shift, raw_scale
     moved, log_det = affine_coupling(
         moved, raw_scale, shift, scale_map=scale_map, clamp=clamp, inverse=inverse
     )
-    return torch.cat((moved, visible) if moved_first else (visible, moved), dim=1), log_det
+    halves = (moved, visible) if moved_first else (visible, moved)
+    y = torch.stack(halves, 2).flatten(1, 2) if alternating else torch.cat(halves, dim=1)
+    return y, log_det

@@ -29,7 +29,7 @@ def run_affine_coupling(ops, dtype, layout):
         mask = torch.rand(shape[-2:]) < 0.5 if layout == "contiguous" else None
         scale_maps = ["exp", "tanh", "sigmoid", "atan"]
         if layout == "contiguous":
-            scale_maps += ["softclip", "softplus", "floored_sigmoid"]
+            scale_maps += ["softclip", "softplus", "floored_sigmoid", "reciprocal_sigmoid"]
         for scale_map, inverse in itertools.product(scale_maps, (False, True)):
             options = (mask, scale_map, 2.0, inverse)
             ops.affine_coupling(x, raw, shift, *options)

@@ -11,7 +11,16 @@ from deepgen_ext import ops, reference
 from tests.checks import check_op, check_values
 from tests.emulation.compare import check_emulated
 
-SCALE_MAPS = ("exp", "tanh", "sigmoid", "atan", "softclip", "softplus", "floored_sigmoid")
+SCALE_MAPS = (
+    "exp",
+    "tanh",
+    "sigmoid",
+    "atan",
+    "softclip",
+    "softplus",
+    "floored_sigmoid",
+    "reciprocal_sigmoid",
+)
 # Rows shorter, equal to and longer than a tile or a piece of the kernels, and edges off every vector width.
 SHAPES = [
     (0, 5),

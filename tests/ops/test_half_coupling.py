@@ -7,7 +7,17 @@ from deepgen_ext import ops, reference
 from tests.checks import check_op, check_values
 from tests.emulation.compare import check_emulated
 
-SCALE_MAPS = ("exp", "tanh", "sigmoid", "atan", "softclip", "softplus", "floored_sigmoid")
+SCALE_MAPS = (
+    "exp",
+    "tanh",
+    "sigmoid",
+    "atan",
+    "softclip",
+    "softplus",
+    "floored_sigmoid",
+    "reciprocal_sigmoid",
+)
+ORDERS = ("scale_shift", "shift_scale", "shift_scale_pairs")
 half_op = torch.ops.deepgen_ext.half_coupling.default
 
 
@@ -39,6 +49,31 @@ def test_half_coupling(visible_channels, inverse, moved_first):
     )
     leaves = tuple(t.clone().requires_grad_() for t in halves)
     check_op(op, specification, halves, half_op, (*leaves, moved_first, "atan", 1.5, inverse))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("moved_first", [False, True])
+@pytest.mark.parametrize("alternating", [False, True])
+def test_where_parameters_and_channels_lie(alternating, moved_first, inverse, order):
+    halves = halves_of((3, 2, 3, 2), 2)
+    options = {"inverse": inverse, "order": order, "moved_first": moved_first}
+    op, specification = half_pair(scale_map="tanh", alternating=alternating, **options)
+    leaves = tuple(t.clone().requires_grad_() for t in halves)
+    given = (*leaves, moved_first, "tanh", 2.0, inverse, order, alternating)
+    check_op(op, specification, halves, half_op, given)
+
+
+def test_alternating_channels_read_from_alternating_ones():
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    parameters = torch.randn(4, 6, dtype=torch.float64)
+    visible, moved = x.unflatten(1, (-1, 2)).unbind(2)
+    y, _ = ops.half_coupling(visible, moved, parameters, scale_map="tanh", alternating=True)
+    torch.testing.assert_close(y[:, ::2], x[:, ::2], rtol=0, atol=0)
+    expected, _ = ops.affine_coupling(
+        x[:, 1::2], parameters[:, :3], parameters[:, 3:], scale_map="tanh"
+    )
+    torch.testing.assert_close(y[:, 1::2], expected)
 
 
 @pytest.mark.parametrize("scale_map", SCALE_MAPS)
@@ -80,6 +115,8 @@ def test_autocast_keeps_half_coupling_in_float32():
         ({"moved": torch.ones(2)}, ValueError, r"moved must have the shape \(batch, channels, ...\), got \[2\]"),
         ({"moved": torch.ones(2, 3).long()}, TypeError, "moved must be a float32, .* got Long"),
         ({"scale_map": "cube"}, ValueError, "scale_map must be one of .* got 'cube'"),
+        ({"order": "scale"}, ValueError, "order must be one of 'scale_shift', .* got 'scale'"),
+        ({"alternating": True}, ValueError, "as many, got 2 and 3"),
         ({"clamp": -1.0}, ValueError, "clamp must be a finite number above 0, got -1"),
     ],
 )  # fmt: skip
@@ -106,6 +143,13 @@ def test_cuda_kernels_of_half_coupling_in_emulation(emulated, dtype, layout):
             for first in (False, True):
                 check_emulated(
                     "half_coupling", visible, moved, parameters, first, "sigmoid", 2.0, inverse
+                )
+            for order in ORDERS:
+                options = ("reciprocal_sigmoid", 2.0, inverse, order)
+                equal = moved.shape == visible.shape
+                check_emulated("half_coupling", visible, moved, parameters, True, *options, equal)
+                check_emulated(
+                    "half_coupling_backward", grad, grad_log_det, moved, parameters, *options
                 )
             check_emulated(
                 "half_coupling_backward",
