@@ -65,7 +65,19 @@ def test_the_first_batch_initialises() -> None:
 def test_couplings_of_vectors(scale_map: str) -> None:
     nf = pytest.importorskip("normflows")
     module = nf.flows.AffineCouplingBlock(nf.nets.MLP([3, 7, 4]), scale_map=scale_map)
-    check_accelerated(module, lambda m: both_ways(m, 4, 5), 1)
+    check_accelerated(module, lambda m: both_ways(m, 4, 5), 2)
+
+
+@pytest.mark.parametrize("scale_map", ["exp", "sigmoid", "sigmoid_inv"])
+def test_couplings_neither_join_nor_split_by_themselves(scale_map: str) -> None:
+    nf = pytest.importorskip("normflows")
+    net = nf.nets.MLP([3, 7, 6])
+    fast = strictly_accelerated(nf.flows.AffineCouplingBlock(net, scale_map=scale_map), 2)
+    x = torch.randn(4, 6)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        fast.inverse(fast(x)[0])
+    called = {event.key for event in profile.key_averages()}
+    assert not called & {"aten::cat", "aten::stack", "aten::sub", "aten::add"}
 
 
 def test_a_flow_samples() -> None:
@@ -73,7 +85,7 @@ def test_a_flow_samples() -> None:
     base = nf.distributions.DiagGaussian(6)
     layers = [nf.flows.AffineCouplingBlock(nf.nets.MLP([3, 8, 6])) for _ in range(2)]
     flow = randomize(nf.NormalizingFlow(base, layers))
-    fast = strictly_accelerated(flow, 2)
+    fast = strictly_accelerated(flow, 4)
     x = torch.randn(4, 6)
     close([fast.log_prob(x)], [flow.log_prob(x)], 1e-5)
     draws = []
@@ -89,6 +101,66 @@ def test_gradients_of_the_net_survive_activations_in_place() -> None:
     check_accelerated(net, lambda m: [m(torch.ones(2, 2, 3, 3).to(next(m.parameters())))], 1)
     net.net[0].register_forward_hook(lambda *_: None)
     assert "hooks on its layers" in report(net)
+
+
+def pictures(batch: int, channels: int, side: int) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    return torch.randn(batch, channels, side, side, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("shape", "turns"),
+    [((16, 2, 8), True), ((15, 2, 8), False), ((64, 2, 7), False), ((4, 2, 16), True)],
+)
+def test_large_batches_of_pictures_go_through_the_net_channels_last(shape, turns: bool) -> None:
+    nf = pytest.importorskip("normflows")
+    net = randomize(nf.nets.ConvNet2d((2, 5, 5, 4), (3, 1, 3), leaky=0.3))
+    fast, x = strictly_accelerated(net, 1), pictures(*shape)
+    formats = []
+    fast.net[0].register_forward_hook(
+        lambda _, given, y: formats.append(y.is_contiguous(memory_format=torch.channels_last))
+    )
+    y, expected = fast(x), net(x)
+    assert formats == [turns]
+    assert y.is_contiguous(), "views of it worked before"
+    close([y], [expected], 1e-5)
+
+
+def test_a_step_with_its_net_channels_last_has_the_same_numbers_and_strides() -> None:
+    model = randomize(glow(), 0.05)
+    fast, x = strictly_accelerated(model, 4), pictures(20, 4, 8)
+    results = []
+    for block in (model, fast):
+        for direction in ("forward", "inverse"):
+            given = x.clone().requires_grad_()
+            y, log_det = getattr(block, direction)(given)
+            y.view(len(y), -1)
+            block.zero_grad()
+            (y.square().mean() + log_det.mean()).backward()
+            results.append([y, log_det, given.grad, *(p.grad for p in block.parameters())])
+    close(results[2], results[0], 1e-5)
+    close(results[3], results[1], 1e-5)
+    for found, expected in zip(fast.parameters(), model.parameters(), strict=True):
+        assert found.stride() == expected.stride()
+        assert found.grad.is_contiguous()
+
+
+def test_optimisers_that_flatten_the_weights_go_on() -> None:
+    model = randomize(glow(), 0.05)
+    fast, x = strictly_accelerated(model, 4), pictures(20, 4, 8)
+    for block in (model, fast):
+        optimiser = torch.optim.LBFGS(block.parameters(), lr=0.1, max_iter=2)
+
+        def loss(block=block, optimiser=optimiser) -> Tensor:
+            optimiser.zero_grad()
+            z, log_det = block.inverse(x)
+            value = z.square().mean() - log_det.mean() / 256
+            value.backward()
+            return value
+
+        optimiser.step(loss)
+    flat = [torch.nn.utils.parameters_to_vector(block.parameters()) for block in (fast, model)]
+    close(flat[:1], flat[1:], 1e-3)
 
 
 def test_other_parts_and_hooks_stay() -> None:
