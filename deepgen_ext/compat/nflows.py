@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nflows.nn.nets import resnet
-from nflows.transforms import autoregressive, coupling, made, nonlinearities
+from nflows.transforms import autoregressive, coupling, made, nonlinearities, permutations
 from torch import Tensor
 
-from . import dense_network
+from . import dense_network, permutation
 from .activations import activation_name
 from .coupling import AffineCouplingTransform
 from .made import MadeInverse, SplineElement
@@ -74,6 +74,18 @@ class ResidualNet(dense_network.ResidualNet, resnet.ResidualNet):
     block = resnet.ResidualBlock
 
 
+class Permutation(permutation.Permutation, permutations.Permutation):
+    replaces = permutations.Permutation
+
+
+class RandomPermutation(permutation.Permutation, permutations.RandomPermutation):
+    replaces = permutations.RandomPermutation
+
+
+class ReversePermutation(permutation.Permutation, permutations.ReversePermutation):
+    replaces = permutations.ReversePermutation
+
+
 REPLACEMENTS = (
     MaskedAffineAutoregressiveTransform,
     MaskedPiecewiseRationalQuadraticAutoregressiveTransform,
@@ -81,6 +93,9 @@ REPLACEMENTS = (
     PiecewiseRationalQuadraticCouplingTransform,
     PiecewiseRationalQuadraticCDF,
     ResidualNet,
+    Permutation,
+    RandomPermutation,
+    ReversePermutation,
 )
 STAYS = {
     autoregressive.MaskedPiecewiseLinearAutoregressiveTransform: "no kernel for linear splines",

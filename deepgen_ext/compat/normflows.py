@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from normflows.flows import normalization
+from normflows.flows import mixing, normalization
 from normflows.flows.affine import autoregressive, coupling
 from normflows.flows.neural_spline import autoregressive as splines
 from normflows.flows.neural_spline import coupling as spline_couplings
 from normflows.nets import made, mlp, resnet
 from torch import Tensor, nn
 
-from . import dense_network
+from . import dense_network, permutation
 from .glow import AffineCouplingBlock, ConvNet2d, GlowBlock, Invertible1x1Conv
 from .lipschitz_block import iResBlock
 from .made import MadeInverse, SplineElement
@@ -70,6 +70,10 @@ class MLP(dense_network.MLP, mlp.MLP):
     replaces = mlp.MLP
 
 
+class Permute(permutation.Permute, mixing.Permute):
+    replaces = mixing.Permute
+
+
 REPLACEMENTS = (
     MaskedAffineAutoregressive,
     MaskedPiecewiseRationalQuadraticAutoregressive,
@@ -82,6 +86,7 @@ REPLACEMENTS = (
     iResBlock,
     ResidualNet,
     MLP,
+    Permute,
 )
 STAYS: dict[type[nn.Module], str] = {
     coupling.AffineCoupling: "what its AffineCouplingBlock gains is gained there",
