@@ -59,6 +59,20 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
       "masked_conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, str mask_type, int "
       "groups_in_order, int dilation, bool[3] wanted) -> (Tensor, Tensor, Tensor)");
 
+  m.def(
+      "glow_conv_net(Tensor x, Tensor input_weight, Tensor input_bias, Tensor hidden_weight, "
+      "Tensor hidden_bias, Tensor output_weight, Tensor output_bias, Tensor log_scale, Tensor? "
+      "context_map) -> Tensor");
+  m.def(
+      "glow_conv_net_keeping(Tensor x, Tensor input_weight, Tensor input_bias, Tensor "
+      "hidden_weight, Tensor hidden_bias, Tensor output_weight, Tensor output_bias, Tensor "
+      "log_scale, Tensor? context_map) -> (Tensor y, Tensor activations)");
+  m.def(
+      "glow_conv_net_backward(Tensor grad_output, Tensor x, Tensor input_weight, Tensor "
+      "input_bias, Tensor hidden_weight, Tensor hidden_bias, Tensor output_weight, Tensor "
+      "output_bias, Tensor log_scale, Tensor? context_map, Tensor activations, bool[3] wanted) -> "
+      "Tensor[]");
+
   m.def("block_triangular_linear(Tensor x, Tensor weight, Tensor? bias, Tensor visible) -> Tensor");
   m.def(
       "block_triangular_linear_backward(Tensor grad_output, Tensor x, Tensor weight, Tensor "
