@@ -75,8 +75,7 @@ struct Network {
     if (context_map) a = a.add(*context_map);
     const Tensor b = at::relu(convolved(at::relu(a), hidden_weight, hidden_bias, 0));
     const Tensor scale = log_scale.mul(3).exp();
-    return convolved(b, output_weight.mul(scale.view({-1, 1, 1, 1})),
-                     output_bias.mul(scale), 1);
+    return convolved(b, output_weight.mul(scale.view({-1, 1, 1, 1})), output_bias.mul(scale), 1);
   }
 };
 
@@ -84,8 +83,8 @@ struct Network {
 struct Described {
   explicit Described(const Network& net) {
     const Tensor& x = net.x;
-    p = {storage_of(x, "x"), x.size(0), x.size(1), net.hidden(), net.outputs(), x.size(2),
-         x.size(3)};
+    p = {storage_of(x, "x"), x.size(0), x.size(1), net.hidden(),
+         net.outputs(),      x.size(2), x.size(3)};
     p.x = operand_of(x);
     if (net.context_map) p.context = operand_of(*net.context_map);
     const auto dense = [&](const Tensor& t, at::MemoryFormat format) {
@@ -128,13 +127,15 @@ Tensor glow_conv_net(const Tensor& x, const Tensor& input_weight, const Tensor& 
                      const Tensor& hidden_weight, const Tensor& hidden_bias,
                      const Tensor& output_weight, const Tensor& output_bias,
                      const Tensor& log_scale, const OptionalTensor& context_map) {
-  const Network net{x,           input_weight, input_bias, hidden_weight, hidden_bias,
-                    output_weight, output_bias,  log_scale,  context_map};
+  const Network net{x,           input_weight,  input_bias,  hidden_weight,
+                    hidden_bias, output_weight, output_bias, log_scale,
+                    context_map};
   net.check();
   if (!in_own_kernel(x)) {
     note_choice("vendor's convolutions", "CUDA or half precision");
     return net.in_torch();
   }
+  note_choice("own kernel", "float32 or float64 on a CPU");
   return computed(net, false).first;
 }
 
@@ -142,21 +143,25 @@ std::tuple<Tensor, Tensor> glow_conv_net_keeping(
     const Tensor& x, const Tensor& input_weight, const Tensor& input_bias,
     const Tensor& hidden_weight, const Tensor& hidden_bias, const Tensor& output_weight,
     const Tensor& output_bias, const Tensor& log_scale, const OptionalTensor& context_map) {
-  const Network net{x,           input_weight, input_bias, hidden_weight, hidden_bias,
-                    output_weight, output_bias,  log_scale,  context_map};
+  const Network net{x,           input_weight,  input_bias,  hidden_weight,
+                    hidden_bias, output_weight, output_bias, log_scale,
+                    context_map};
   net.check();
   TORCH_CHECK_TYPE(in_own_kernel(x), "activations are kept of float32 and float64 on the CPU only");
   return computed(net, true);
 }
 
 // Of x, the seven parameters and context_map; of what is not wanted, an empty tensor.
-std::vector<Tensor> glow_conv_net_backward(
-    const Tensor& grad_output, const Tensor& x, const Tensor& input_weight,
-    const Tensor& input_bias, const Tensor& hidden_weight, const Tensor& hidden_bias,
-    const Tensor& output_weight, const Tensor& output_bias, const Tensor& log_scale,
-    const OptionalTensor& context_map, const Tensor& activations, std::array<bool, 3> wanted) {
-  const Network net{x,           input_weight, input_bias, hidden_weight, hidden_bias,
-                    output_weight, output_bias,  log_scale,  context_map};
+std::vector<Tensor> glow_conv_net_backward(const Tensor& grad_output, const Tensor& x,
+                                           const Tensor& input_weight, const Tensor& input_bias,
+                                           const Tensor& hidden_weight, const Tensor& hidden_bias,
+                                           const Tensor& output_weight, const Tensor& output_bias,
+                                           const Tensor& log_scale,
+                                           const OptionalTensor& context_map,
+                                           const Tensor& activations, std::array<bool, 3> wanted) {
+  const Network net{x,           input_weight,  input_bias,  hidden_weight,
+                    hidden_bias, output_weight, output_bias, log_scale,
+                    context_map};
   net.check();
   TORCH_CHECK_TYPE(in_own_kernel(x), "this gradient is of float32 and float64 on the CPU only");
   check_same_type(grad_output, "grad_output", x, "x");
@@ -166,10 +171,9 @@ std::vector<Tensor> glow_conv_net_backward(
                     "grad_output must have the shape ", at::IntArrayRef(shape), ", got ",
                     grad_output.sizes());
   const int64_t numbers = 2 * net.hidden() * x.size(0) * x.size(2) * x.size(3);
-  TORCH_CHECK_VALUE(activations.dim() == 1 && activations.size(0) == numbers &&
-                        activations.is_contiguous(),
-                    "activations must be the ", numbers, " numbers kept, got ",
-                    activations.sizes());
+  TORCH_CHECK_VALUE(
+      activations.dim() == 1 && activations.size(0) == numbers && activations.is_contiguous(),
+      "activations must be the ", numbers, " numbers kept, got ", activations.sizes());
   const Tensor none = at::empty({0}, x.options());
   std::vector<Tensor> gradients(9, none);
   GlowConvNetBackward g{};
@@ -222,15 +226,22 @@ Tensor differentiable(const Tensor& x, const Tensor& input_weight, const Tensor&
       registered_op<decltype(glow_conv_net_keeping)>("deepgen_ext::glow_conv_net_keeping");
   static const auto backward_op =
       registered_op<decltype(glow_conv_net_backward)>("deepgen_ext::glow_conv_net_backward");
-  const Network net{x,           input_weight, input_bias, hidden_weight, hidden_bias,
-                    output_weight, output_bias,  log_scale,  context_map};
+  const Network net{x,           input_weight,  input_bias,  hidden_weight,
+                    hidden_bias, output_weight, output_bias, log_scale,
+                    context_map};
   if (!in_own_kernel(x)) {
     net.check();
     return net.in_torch();  // torch's gradient
   }
-  const std::vector<Tensor> inputs = {
-      x,           input_weight, input_bias, hidden_weight,                hidden_bias, output_weight,
-      output_bias, log_scale,    context_map.value_or(Tensor())};
+  const std::vector<Tensor> inputs = {x,
+                                      input_weight,
+                                      input_bias,
+                                      hidden_weight,
+                                      hidden_bias,
+                                      output_weight,
+                                      output_bias,
+                                      log_scale,
+                                      context_map.value_or(Tensor())};
   bool keep = false;
   for (const Tensor& input : inputs) keep |= input.defined() && input.requires_grad();
   keep &= c10::GradMode::is_enabled();
@@ -251,10 +262,10 @@ Tensor differentiable(const Tensor& x, const Tensor& input_weight, const Tensor&
         const auto& s = given.saved;
         bool parameters = false;
         for (int i = 1; i < 8; ++i) parameters |= given.wanted[i];
-        std::vector<Tensor> gradients = backward_op.call(
-            given.gradients[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7],
-            s[8].defined() ? OptionalTensor(s[8]) : std::nullopt, s[9],
-            {given.wanted[0], parameters, given.wanted[8]});
+        std::vector<Tensor> gradients =
+            backward_op.call(given.gradients[0], s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7],
+                             s[8].defined() ? OptionalTensor(s[8]) : std::nullopt, s[9],
+                             {given.wanted[0], parameters, given.wanted[8]});
         for (size_t i = 0; i < gradients.size(); ++i)
           if (!given.wanted[i]) gradients[i] = Tensor();
         return gradients;

@@ -8,12 +8,14 @@
 // (out, 3, 3, hidden).
 #pragma once
 
-#include "masked_conv2d.h"
+#include "masked_conv2d.h"  // PixelOperand
 #include "operand.h"
 
 namespace deepgen {
 
 struct GlowConvNet {
+  static constexpr int64_t chunk_positions = 256;
+
   Storage storage;
   int64_t batch, in_channels, hidden, out_channels, height, width;
   PixelOperand x, context;  // context: of `hidden` channels, or null
@@ -24,9 +26,12 @@ struct GlowConvNet {
   void* activations = nullptr;
 
   int64_t positions() const { return height * width; }
-  // Samples whose activations stay in a core's cache between the products, and make these long
-  // enough. The same for any number of threads, and in both directions.
-  int64_t samples_a_chunk() const;
+  // So many that the products are long enough and their results stay in a core's cache in between;
+  // of any number of threads the same.
+  int64_t samples_a_chunk() const {
+    const int64_t whole = chunk_positions / (positions() > 0 ? positions() : 1);
+    return whole < 1 ? 1 : whole > batch && batch > 0 ? batch : whole;
+  }
   int64_t chunks() const { return (batch + samples_a_chunk() - 1) / samples_a_chunk(); }
 };
 
@@ -34,8 +39,8 @@ struct GlowConvNet {
 struct GlowConvNetBackward {
   GlowConvNet forward;  // with activations; y is the gradient of y
   PixelOperand grad_x, grad_context;
-  void *w_in = nullptr, *b_in = nullptr, *w_hidden = nullptr, *b_hidden = nullptr,
-       *w_out = nullptr, *b_out = nullptr, *log_scale = nullptr;
+  void *w_in = nullptr, *b_in = nullptr, *w_hidden = nullptr, *b_hidden = nullptr, *w_out = nullptr,
+       *b_out = nullptr, *log_scale = nullptr;
 };
 
 namespace cpu {

@@ -13,6 +13,7 @@ from deepgen_ext.ops.discretized_logistic_mixture import (
 )
 from deepgen_ext.ops.fixed_point_mlp import fixed_point_mlp
 from deepgen_ext.ops.fixed_point_step import fixed_point_step
+from deepgen_ext.ops.glow_conv_net import glow_conv_net
 from deepgen_ext.ops.masked_conv2d import masked_conv2d
 from deepgen_ext.ops.planar_chain import planar_chain
 from deepgen_ext.ops.power_iteration import (
@@ -35,6 +36,7 @@ __all__ = [
     "discretized_logistic_mixture_draw",
     "fixed_point_mlp",
     "fixed_point_step",
+    "glow_conv_net",
     "half_coupling",
     "masked_conv2d",
     "planar_chain",

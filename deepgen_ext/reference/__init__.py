@@ -17,6 +17,7 @@ from .discretized_logistic_mixture import (
 )
 from .fixed_point_mlp import fixed_point_mlp
 from .fixed_point_step import fixed_point_step
+from .glow_conv_net import glow_conv_net
 from .masked_conv2d import masked_conv2d
 from .planar_chain import planar_chain
 from .power_iteration import power_iteration, spectral_normalize
@@ -35,6 +36,7 @@ __all__ = [
     "discretized_logistic_mixture_draw",
     "fixed_point_mlp",
     "fixed_point_step",
+    "glow_conv_net",
     "half_coupling",
     "masked_conv2d",
     "planar_chain",
