@@ -36,6 +36,7 @@ REQUIRED = {
     "radial_chain": "eager, torch.compile, normflows",
     "block_triangular_linear": "eager, torch.compile, dense",
     "masked_conv2d": "eager, masked before, torch.compile, vendor",
+    "glow_conv_net": "channels last, channels first, torch.compile, matrix products",
     "categorical_draw": "eager, searchsorted, torch.multinomial, torch.compile",
     "discretized_logistic_mixture": "eager, torch.compile",
     "power_iteration": "eager, torch.compile",

@@ -83,8 +83,8 @@ class GlowConvNet(nn.Module):
         h = self.input(x)
         if context_map is not None:
             h = h + context_map
-        h = self.hidden(h.relu_()).relu_()
-        return self.output(h)
+        # Not in place: what a layer with backward hooks returns must not be changed.
+        return self.output(self.hidden(h.relu()).relu())
 
     def _is_one_op(self, x: Tensor) -> bool:
         """Whether the op may stand for the layers: on the CPU, in full precision, as they were built."""

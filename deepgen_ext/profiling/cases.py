@@ -57,6 +57,7 @@ OPS: dict[str, Op] = {
     ),
     "fixed_point_mlp": Op((1024, 64), (3, 5), flow_inputs.fixed_point_mlp, ("forward",), "n, D"),
     "fixed_point_step": Op((64, 12288), (3, 7), flow_inputs.fixed_point_step, ("forward",), "n, D"),
+    "glow_conv_net": Op((64, 6, 8, 8), (2, 2, 4, 4), pixel_inputs.glow_conv_net, axes="n, C, h, w"),
     "half_coupling": Op((64, 96, 16, 16), (2, 4, 4, 4), flow_inputs.half_coupling, both),
     "masked_conv2d": Op(
         (16, 64, 28, 28), (2, 3, 5, 5), pixel_inputs.masked_conv2d, axes="n, C, h, w"

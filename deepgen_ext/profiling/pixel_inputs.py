@@ -46,6 +46,24 @@ def bernoulli_log_prob(shape: Shape, setting: Setting, inverse: bool) -> Prepare
     return Prepared([logits], run, eager)
 
 
+def glow_conv_net(shape: Shape, setting: Setting, inverse: bool) -> Prepared:
+    """Twice as many channels out as in; 64 hidden ones, in a tiny case 8."""
+    channels = shape[1] if len(shape) > 1 else 1
+    hidden, outputs = (8 if setting.tiny else 64), 2 * channels
+    x = setting.random(*shape, seed=0)
+    leaves = [
+        x,
+        setting.random(hidden, channels, 3, 3, seed=1, scale=(9 * channels) ** -0.5),
+        setting.random(hidden, seed=2, scale=0.5),
+        setting.random(hidden, hidden, 1, 1, seed=3, scale=hidden**-0.5),
+        setting.random(hidden, seed=4, scale=0.5),
+        setting.random(outputs, hidden, 3, 3, seed=5, scale=(9 * hidden) ** -0.5),
+        setting.random(outputs, seed=6),
+        setting.random(outputs, seed=7, scale=0.1),
+    ]
+    return Prepared(leaves, lambda module, *given: module.glow_conv_net(*given))
+
+
 def categorical_draw(shape: Shape, setting: Setting, inverse: bool) -> Prepared:
     levels = shape[1] if len(shape) > 1 else 2
     logits = setting.random(*shape, seed=0, scale=2.0)

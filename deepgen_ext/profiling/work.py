@@ -129,6 +129,26 @@ def _masked_conv2d(call: Signature) -> tuple[int, int]:
     return _products(call, used, batch * height * width)
 
 
+def _glow_conv_net(call: Signature) -> tuple[int, int]:
+    """Of a gradient, the output layer's and the hidden layer's products by their input are always made.
+
+    x is read for the gradient of the weights alone.
+    """
+    x = call.arguments["x"]
+    hidden, inputs, _, _ = call.arguments["input_weight"].shape
+    first, second, last = (
+        9 * inputs * hidden,
+        hidden**2,
+        9 * hidden * call.arguments["log_scale"].shape[0],
+    )
+    positions = x.shape[0] * x.shape[2] * x.shape[3]
+    if "wanted" not in call.arguments:
+        return 0, 2 * positions * (first + second + last)
+    of_x, of_weights, _ = call.arguments["wanted"]
+    products = last + second + first * of_x + (first + second + last) * of_weights
+    return 0 if of_weights else -x.bytes, 2 * positions * products
+
+
 def _seen_taps(shape: list[int], options: dict[str, Any]) -> int:
     outputs, inputs, height, width = shape
     groups = options["groups_in_order"]
@@ -223,6 +243,9 @@ FORMULAS: dict[str, Formula] = {
     "discretized_logistic_mixture_draw": _each("parameters", 4),
     "masked_conv2d": _masked_conv2d,
     "masked_conv2d_backward": _masked_conv2d,
+    "glow_conv_net": _glow_conv_net,
+    "glow_conv_net_keeping": _glow_conv_net,
+    "glow_conv_net_backward": _glow_conv_net,
     "block_triangular_linear": _block_triangular_linear,
     "block_triangular_linear_backward": _block_triangular_linear,
     "autoregressive_inverse": _autoregressive_inverse,

@@ -27,6 +27,10 @@ CALLS = {
     "affine_coupling": lambda x: ops.affine_coupling(x, x, x, scale_map="tanh")[0],
     "channel_affine": lambda x: ops.channel_affine(x, x.new_zeros(3), x.new_ones(3))[0],
     "masked_conv2d": lambda x: ops.masked_conv2d(x, x.new_ones(2, 3, 3, 3), None, mask_type="A"),
+    "glow_conv_net": lambda x: ops.glow_conv_net(
+        x,
+        *[x.new_ones(s) for s in ((2, 3, 3, 3), 2, (2, 2, 1, 1), 2, (1, 2, 3, 3), 1, 1)],
+    ),
     "planar_chain": lambda x: ops.planar_chain(
         x.flatten(1), x.new_full((1, 48), 0.1), x.new_full((1, 48), 0.2), x.new_ones(1)
     )[0],
