@@ -1,12 +1,9 @@
-"""Functions in the place of other libraries' functions: the same arguments, the same results."""
+"""nflows' splines of single elements: the same arguments, the same results."""
 
 from __future__ import annotations
 
-import inspect
-
 import pytest
 import torch
-from torch.nn.utils import parametrizations
 
 from deepgen_ext.compat import functional
 
@@ -40,27 +37,6 @@ def test_spline_of_nflows(shape, inverse, options) -> None:
         results.append([y, log_det, *gradients])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-
-
-def test_signatures_are_those_of_what_is_replaced() -> None:
-    peer = pytest.importorskip("nflows.transforms.splines.rational_quadratic")
-    pairs = [
-        (functional.spectral_norm, parametrizations.spectral_norm),
-        (
-            functional.unconstrained_rational_quadratic_spline,
-            peer.unconstrained_rational_quadratic_spline,
-        ),
-    ]
-    for ours, theirs in pairs:
-        found, expected = (
-            [
-                (p.name, p.default)
-                for p in inspect.signature(function).parameters.values()
-                if p.kind is not p.KEYWORD_ONLY
-            ]
-            for function in (ours, theirs)
-        )
-        assert found == expected
 
 
 def test_no_elements() -> None:

@@ -1,22 +1,10 @@
-"""Functions with the signature of what they replace: change the import, and nothing else.
-
-| function | of |
-|---|---|
-| `spectral_norm` | `torch.nn.utils.parametrizations.spectral_norm` |
-| `unconstrained_rational_quadratic_spline` | `nflows.transforms.splines.rational_quadratic` |
-
-nflows' `rational_quadratic_spline`, on an interval with slopes of its own at both ends, has no
-kernel: ours have the slope 1 there, as linear tails need it.
-"""
+"""nflows' splines of single elements."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from deepgen_ext import ops
-from deepgen_ext.nn import spectral_norm
-
-__all__ = ["spectral_norm", "unconstrained_rational_quadratic_spline"]
 
 
 def unconstrained_rational_quadratic_spline(
