@@ -18,8 +18,6 @@ from .masked_network import MaskedInverse, Network
 from .zuko_coupling import GeneralCouplingTransform
 from .zuko_univariate import element_of
 
-FEWEST_PASSES = 4  # fewer of theirs cost no more than ours
-
 
 class AutoregressiveTransform(transforms.AutoregressiveTransform):
     """zuko's, with another way to invert it."""
@@ -36,14 +34,14 @@ class AutoregressiveTransform(transforms.AutoregressiveTransform):
 
 class MaskedAutoregressiveTransform(MaskedInverse, autoregressive.MaskedAutoregressiveTransform):
     replaces = autoregressive.MaskedAutoregressiveTransform
-    gain = "inverse in about one pass instead of D"
+    gain = "inverse in about one pass instead of as many as it has"
 
     @classmethod
     def why_not(cls, module: Any) -> str:
         if module.order is None:
             return "an adjacency of its own, no order"
-        if module.passes < FEWEST_PASSES:
-            return f"{module.passes} passes invert it"
+        # However few the passes: of two, zuko's fewest, ours takes 0.44 of the time on (64, 16) with an
+        # affine map and 0.28 on (64, 784), with splines 0.11 and 0.09 (one thread of a CPU).
         if element_of(module) is None:
             return "its univariate transform is neither affine nor a rational-quadratic spline"
         return _why_not_hyper(module.hyper) or cls.why_not_network(module)
