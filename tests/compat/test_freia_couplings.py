@@ -70,6 +70,7 @@ def test_an_activation_is_known_by_what_it_computes() -> None:
         (lambda u: -torch.atan(u), None),
         (lambda u: weight * torch.atan(u), None),
         (Learned(), None),
+        (Learned().requires_grad_(False), None),  # until it is set free again
         (lambda u: u.cuda.nothing, None),
     ):
         module = block("GLOWCouplingBlock", (D,), clamp_activation=function)
