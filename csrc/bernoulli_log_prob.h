@@ -66,10 +66,22 @@ void bernoulli_log_prob_backward(const BernoulliLogProbBackward&, void* stream);
 int64_t bernoulli_log_prob_pieces(int64_t elements);
 }  // namespace cuda
 
+// log(1 + e) for 0 <= e <= 1: e itself below 2^-30. Its powers would be subnormal numbers there,
+// which a CPU multiplies fifty times as slowly, and logits of pixels that never change lie there.
+// Masked by bits: a choice the compiler moves behind the products.
+DEEPGEN_HD float log1p_of_decay(float e) {
+  const int32_t mask = -static_cast<int32_t>(e > 9.31322575e-10f);
+  const float large = polynomial::from_bits(polynomial::to_bits(e) & mask);
+  return log1p_of_unit(large) + (e - large);
+}
+DEEPGEN_HD double log1p_of_decay(double e) {
+  return log1p_of_unit(e);
+}
+
 template <class T>
 DEEPGEN_HD T bernoulli_element(T x, T logit) {
   const T on = logit > T(0) ? T(1) : T(0);
-  return (x - on) * logit - log1p_of_unit(decay_of(logit));
+  return (x - on) * logit - log1p_of_decay(decay_of(logit));
 }
 
 template <class T>
