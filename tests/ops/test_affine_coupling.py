@@ -197,7 +197,8 @@ def test_elementary_functions_over_the_whole_range():
         )
         assert ((y - exact_y) / exact_y).abs().max() < 4e-7, scale_map
         # Far out, ln(1 + e^-v) has |v| times the relative error that rounding v = raw + 2 leaves in v.
-        condition = 1 + raw[:, 0].abs() if scale_map == "sigmoid" else 1
+        by_sigmoid = scale_map in ("sigmoid", "reciprocal_sigmoid")  # the same logarithm
+        condition = 1 + raw[:, 0].abs() if by_sigmoid else 1
         size = exact_log_det.abs()
         if scale_map in ("softplus", "floored_sigmoid"):  # ln s of a rounded s crosses 0 at s = 1
             size = size.clamp_min(1.0)
