@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations
 
 from deepgen_ext import ops
@@ -150,6 +151,17 @@ def test_functional_transforms(calls):
     other = copy.deepcopy(net)
     other.load_state_dict(swapped)
     torch.testing.assert_close(torch.func.functional_call(net, swapped, (x,)), other(x))
+
+
+def test_forward_mode_gradients(calls):
+    net = network()
+    x, tangent = torch.randn(2, 2, 3, 4, 6).double()
+    with forward_ad.dual_level():
+        y = forward_ad.unpack_dual(net(forward_ad.make_dual(x, tangent)))
+    assert not calls
+    step = 1e-6
+    difference = (net(x + step * tangent) - net(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(y.tangent, difference, rtol=1e-6, atol=1e-6)
 
 
 def test_it_compiles_whole():

@@ -239,7 +239,7 @@ def test_sequential_refuses_what_is_no_transform() -> None:
         Sequential(Squeeze(), torch.nn.Linear(2, 2))
 
 
-def test_glow_conv_net_keeps_its_channels_last(tmp_path) -> None:
+def test_glow_conv_net_keeps_its_weights_channels_last(tmp_path) -> None:
     net = GlowConvNet(2, 4, 6, context_features=3)
     net.output.weight.data.normal_()
     usual = GlowConvNet(2, 4, 6, context_features=3).to(memory_format=torch.contiguous_format)
@@ -249,6 +249,6 @@ def test_glow_conv_net_keeps_its_channels_last(tmp_path) -> None:
     again.load_state_dict(torch.load(tmp_path / "usual.pt"))  # values come, the layout stays
     x, context = torch.randn(3, 2, 5, 4), torch.randn(3, 3)
     for module in (net, again, copy.deepcopy(net), net.double().float()):
-        h = module(x, context)
-        assert h.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(h, usual(x, context))
+        for layer in (module.input, module.output):
+            assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(module(x, context), usual(x, context))
