@@ -70,7 +70,7 @@ def _training_step(size: dict, setting: Setting) -> Case:
         ],
         [
             Rival(NETWORKS, networks(stored)),
-            Rival("the same in torch, channels first", _plainly(networks(usual))),
+            Rival("convolutions, channels first", _plainly(networks(usual))),
         ],
         tolerance=GRADIENT_TOLERANCE,
     )
