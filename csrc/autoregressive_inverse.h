@@ -107,7 +107,7 @@ int64_t autoregressive_inverse_scratch(const MaskedNetwork&, bool adjoint);
 template <class T>
 DEEPGEN_HD SplineConstants<T> constants_of(const MaskedNetwork& net) {
   const double least = net.element == ElementMap::softclip_spline ? 0.0 : 1e-3;
-  return spline_constants<T>(net.bins, net.bound, least, least, least);
+  return spline_constants<T>(net.bins, SplineInterval::with_tails(net.bound), least, least, least);
 }
 
 // softclip_spline, zuko's way to the bins of a spline: widths and heights go through

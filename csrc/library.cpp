@@ -101,13 +101,16 @@ DEEPGEN_EXPANDED(TORCH_LIBRARY, DEEPGEN_NAMESPACE, m) {
 
   m.def(
       "rational_quadratic_spline(Tensor x, Tensor widths, Tensor heights, Tensor derivatives, bool "
-      "inverse, float bound, float min_bin_width, float min_bin_height, float min_derivative) -> "
-      "(Tensor y, Tensor log_det)");
+      "inverse, float bound, float min_bin_width, float min_bin_height, float min_derivative, "
+      "float[] "
+      "interval=[]) -> (Tensor y, Tensor log_det)");
   m.def(
       "rational_quadratic_spline_backward(Tensor grad_output, Tensor grad_log_det, Tensor x, "
       "Tensor "
       "widths, Tensor heights, Tensor derivatives, bool inverse, float bound, float min_bin_width, "
-      "float min_bin_height, float min_derivative) -> (Tensor, Tensor, Tensor, Tensor)");
+      "float min_bin_height, float min_derivative, float[] interval=[]) -> (Tensor, Tensor, "
+      "Tensor, "
+      "Tensor)");
 
   m.def(
       "fixed_point_step(Tensor(a!) x, Tensor g_x, Tensor y, Tensor(b!) images, Tensor(c!) "

@@ -4,6 +4,9 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "glue.h"
 #include "gradient.h"
 
@@ -20,12 +23,26 @@ void check_minimum(double value, const char* name, int64_t bins) {
 void check_options(const SplineOptions& o) {
   TORCH_CHECK_VALUE(o.bins >= 1 && o.bins <= most_spline_bins, "widths must have 1 to ",
                     most_spline_bins, " bins in its last dimension, got ", o.bins);
-  TORCH_CHECK_VALUE(o.bound > 0 && std::isfinite(o.bound),
-                    "bound must be a finite number above 0, got ", o.bound);
   check_minimum(o.min_bin_width, "min_bin_width", o.bins);
   check_minimum(o.min_bin_height, "min_bin_height", o.bins);
   TORCH_CHECK_VALUE(o.min_derivative > 0 && o.min_derivative < 1,
                     "min_derivative must lie in (0, 1), got ", o.min_derivative);
+}
+
+SplineInterval interval_of(double bound, at::ArrayRef<double> interval) {
+  if (interval.empty()) {
+    TORCH_CHECK_VALUE(bound > 0 && std::isfinite(bound),
+                      "bound must be a finite number above 0, got ", bound);
+    return SplineInterval::with_tails(bound);
+  }
+  TORCH_CHECK_VALUE(
+      interval.size() == 4 && interval[0] < interval[1] && interval[2] < interval[3] &&
+          std::all_of(
+              interval.begin(), interval.end(), [](double end) { return std::isfinite(end); }),
+      "interval must be left, right, bottom, top, finite, left below right and bottom "
+      "below top, got ",
+      interval);
+  return {interval[0], interval[1], interval[2], interval[3], true};
 }
 
 void check_parameter(const Tensor& parameter, const char* name, const Tensor& x, int64_t values) {
@@ -39,15 +56,16 @@ void check_parameter(const Tensor& parameter, const char* name, const Tensor& x,
 
 SplineOptions options_of(const Tensor& x, const Tensor& widths, const Tensor& heights,
                          const Tensor& derivatives, bool inverse, double bound,
-                         double min_bin_width, double min_bin_height, double min_derivative) {
+                         double min_bin_width, double min_bin_height, double min_derivative,
+                         at::ArrayRef<double> interval) {
   TORCH_CHECK_VALUE(x.dim() >= 1, "x must have a batch dimension, got a scalar");
   TORCH_CHECK_VALUE(widths.dim() >= 1, "widths must have a dimension of bins, got a scalar");
-  const SplineOptions options{inverse,       widths.size(-1), bound,
+  const SplineOptions options{inverse,       widths.size(-1), interval_of(bound, interval),
                               min_bin_width, min_bin_height,  min_derivative};
   check_options(options);
   check_parameter(widths, "widths", x, options.bins);
   check_parameter(heights, "heights", x, options.bins);
-  check_parameter(derivatives, "derivatives", x, options.bins - 1);
+  check_parameter(derivatives, "derivatives", x, options.slopes());
   return options;
 }
 
@@ -68,10 +86,11 @@ std::tuple<Tensor, Tensor> rational_quadratic_spline(const Tensor& x, const Tens
                                                      const Tensor& heights,
                                                      const Tensor& derivatives, bool inverse,
                                                      double bound, double min_bin_width,
-                                                     double min_bin_height, double min_derivative) {
+                                                     double min_bin_height, double min_derivative,
+                                                     at::ArrayRef<double> interval) {
   RationalQuadraticSpline p{
       storage_of(x, "x"), options_of(x, widths, heights, derivatives, inverse, bound, min_bin_width,
-                                     min_bin_height, min_derivative)};
+                                     min_bin_height, min_derivative, interval)};
   const Tensor y = fresh_like(x);
   const Tensor log_det = at::empty({x.size(0)}, x.options().dtype(sum_type(x)));
   const auto described = describe(
@@ -79,7 +98,7 @@ std::tuple<Tensor, Tensor> rational_quadratic_spline(const Tensor& x, const Tens
   if (!described) {
     const auto [dense_y, dense_log_det] = rational_quadratic_spline(
         x.contiguous(), widths.contiguous(), heights.contiguous(), derivatives.contiguous(),
-        inverse, bound, min_bin_width, min_bin_height, min_derivative);
+        inverse, bound, min_bin_width, min_bin_height, min_derivative, interval);
     return {y.copy_(dense_y), dense_log_det};
   }
   p.extent = described->extent;
@@ -103,10 +122,11 @@ std::tuple<Tensor, Tensor> rational_quadratic_spline(const Tensor& x, const Tens
 std::tuple<Tensor, Tensor, Tensor, Tensor> rational_quadratic_spline_backward(
     const Tensor& grad_output, const Tensor& grad_log_det, const Tensor& x, const Tensor& widths,
     const Tensor& heights, const Tensor& derivatives, bool inverse, double bound,
-    double min_bin_width, double min_bin_height, double min_derivative) {
+    double min_bin_width, double min_bin_height, double min_derivative,
+    at::ArrayRef<double> interval) {
   RationalQuadraticSplineBackward p{
       storage_of(x, "x"), options_of(x, widths, heights, derivatives, inverse, bound, min_bin_width,
-                                     min_bin_height, min_derivative)};
+                                     min_bin_height, min_derivative, interval)};
   check_same_shape(grad_output, "grad_output", x, "x");
   TORCH_CHECK_VALUE(grad_log_det.dim() == 1 && grad_log_det.size(0) == x.size(0),
                     "grad_log_det must have the shape [", x.size(0), "], got ",
@@ -122,7 +142,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rational_quadratic_spline_backward(
     const auto [by_x, by_widths, by_heights, by_derivatives] = rational_quadratic_spline_backward(
         grad_output.contiguous(), grad_log_det, x.contiguous(), widths.contiguous(),
         heights.contiguous(), derivatives.contiguous(), inverse, bound, min_bin_width,
-        min_bin_height, min_derivative);
+        min_bin_height, min_derivative, interval);
     return {grad_input.copy_(by_x), grad_widths.copy_(by_widths), grad_heights.copy_(by_heights),
             grad_derivatives.copy_(by_derivatives)};
   }
@@ -148,7 +168,8 @@ void implement(torch::Library& library) {
 std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& widths,
                                           const Tensor& heights, const Tensor& derivatives,
                                           bool inverse, double bound, double min_bin_width,
-                                          double min_bin_height, double min_derivative) {
+                                          double min_bin_height, double min_derivative,
+                                          at::ArrayRef<double> interval) {
   static const auto op =
       registered_op<decltype(rational_quadratic_spline)>("deepgen_ext::rational_quadratic_spline");
   static const auto backward_op = registered_op<decltype(rational_quadratic_spline_backward)>(
@@ -157,17 +178,17 @@ std::tuple<Tensor, Tensor> differentiable(const Tensor& x, const Tensor& widths,
       {x, widths, heights, derivatives},
       [&]() -> Evaluated {
         auto [y, log_det] = op.call(x, widths, heights, derivatives, inverse, bound, min_bin_width,
-                                    min_bin_height, min_derivative);
+                                    min_bin_height, min_derivative, interval);
         // The inverse is solved again in the backward pass: from its result, rounded to a half
         // type, another bin might come out.
         return {{y, log_det}, {x, widths, heights, derivatives}};
       },
-      [inverse, bound, min_bin_width, min_bin_height,
-       min_derivative](const Cotangents& given) -> std::vector<Tensor> {
+      [inverse, bound, min_bin_width, min_bin_height, min_derivative,
+       ends = interval.vec()](const Cotangents& given) -> std::vector<Tensor> {
         const auto& saved = given.saved;
         auto [by_x, by_widths, by_heights, by_derivatives] = backward_op.call(
             given.gradients[0], given.gradients[1], saved[0], saved[1], saved[2], saved[3], inverse,
-            bound, min_bin_width, min_bin_height, min_derivative);
+            bound, min_bin_width, min_bin_height, min_derivative, ends);
         return {by_x, by_widths, by_heights, by_derivatives};
       });
   return {outputs[0], outputs[1]};

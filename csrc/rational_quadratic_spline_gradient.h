@@ -1,9 +1,9 @@
 // The gradient of rational_quadratic_spline, of one element: to the value, and through bins,
 // cumulated sums, softmax and softplus to the raw parameters. Recomputed from the inputs; nothing
-// is kept. T as in rational_quadratic_spline.h.
+// is kept. T as in rational_quadratic_spline_element.h.
 #pragma once
 
-#include "rational_quadratic_spline.h"
+#include "rational_quadratic_spline_element.h"
 
 namespace deepgen {
 
@@ -41,20 +41,22 @@ DEEPGEN_HD T sigmoid_of(T x) {
 // The gradients of one element, given those of the result (g) and of the log-derivative (l) of the
 // map that was applied to `value`. The inverse x = f^-1(y), with log-derivative -L(x), differs from
 // f at x only in the gradients that reach it: with G = g - l dL/dx, y gets G / f', and the
-// parameters what f would give them for -G / f' and -l.
+// parameters what f would give them for -G / f' and -l. Outside of an interval all of them are NaN.
 template <bool Inverse, class T, class C, class Exponentials, class Raw, class Gradients>
 DEEPGEN_HD T spline_gradient(const SplineConstants<C>& c, int64_t bins, T value, T g, T l,
                              const Exponentials& widths, T width_sum, const Exponentials& heights,
                              T height_sum, const Raw& derivatives, const Gradients& grad_widths,
                              const Gradients& grad_heights, const Gradients& grad_derivatives) {
+  const SplineRange<C>& from = Inverse ? c.y : c.x;
+  const T given = value - T(from.centre);
   const SplineBin<T> bin =
-      find_spline_bin<Inverse>(c, bins, value, widths, width_sum, heights, height_sum, derivatives);
+      find_spline_bin<Inverse>(c, bins, given, widths, width_sum, heights, height_sum, derivatives);
   const T zero = 0, one = 1, two = 2;
   SplinePoint<T> p;
   if constexpr (Inverse) {
-    p = spline_point_of(bin, value);
+    p = spline_point_of(bin, given);
   } else {
-    p = spline_point_at(bin, value);
+    p = spline_point_at(bin, given);
   }
   const T inverse_width = one / bin.width;
   const T t = p.t, rest = one - t, s = p.slope, over_d = p.inverse_divisor;
@@ -73,9 +75,10 @@ DEEPGEN_HD T spline_gradient(const SplineConstants<C>& c, int64_t bins, T value,
     by_y = g;
     by_log = l;
   }
-  const auto within = magnitude_of(value) <= T(c.bound);
-  by_y = select(within, by_y, zero);
-  by_log = select(within, by_log, zero);
+  const auto within = magnitude_of(given) <= T(from.reach);
+  const T beyond = c.beyond;
+  by_y = select(within, by_y, beyond);
+  by_log = select(within, by_log, beyond);
 
   const T part = p.numerator * over_d;  // P / D
   const T by_part = by_y * bin.height * over_d;
@@ -99,12 +102,14 @@ DEEPGEN_HD T spline_gradient(const SplineConstants<C>& c, int64_t bins, T value,
                    grad_heights);
   const T by_raw_left = by_left_slope * sigmoid_of(bin.raw_left);
   const T by_raw_right = by_right_slope * sigmoid_of(bin.raw_right);
-  for (int64_t k = 0; k + 1 < bins; ++k) {
-    const T here = static_cast<C>(k), next = static_cast<C>(k + 1);
+  const int64_t ends = c.free_ends ? 1 : 0;
+  for (int64_t k = 0; k + 1 < bins + 2 * ends; ++k) {
+    // The bins before and behind the knot.
+    const T here = static_cast<C>(k - ends), next = static_cast<C>(k + 1 - ends);
     grad_derivatives.set(
         k, select(bin.index == here, by_raw_right, select(bin.index == next, by_raw_left, zero)));
   }
-  return select(within, by_value, g);
+  return select(within, by_value, g + beyond);
 }
 
 }  // namespace deepgen

@@ -111,7 +111,9 @@ SHARED_HEADERS = {
     "gradient",
     "host_device",
     "operand",
+    "rational_quadratic_spline_element",
     "rational_quadratic_spline_gradient",
+    "rational_quadratic_spline_interval",
     "vendor_convolution",
     "vendor_product",
 }

@@ -27,7 +27,7 @@ constexpr int64_t piece_elements = 4 * longest_tile;
 constexpr int64_t spline_grain = 2048;
 constexpr int64_t most_chunks = 8;
 // Rows of lanes that fit into the buffer.
-constexpr int64_t most_rows = 3 * most_spline_bins - 1;
+constexpr int64_t most_rows = most_spline_values;
 
 // ---- The arithmetic, once per instruction set.
 
@@ -46,10 +46,11 @@ struct ChunkOfParameters {
 };
 
 template <bool Inverse, class T>
-DEEPGEN_INLINE void map_chunks(const SplineConstants<T>& c, int64_t bins, int64_t chunks, T* rows,
-                               const T* x, T* y, T* log) {
+DEEPGEN_INLINE void map_chunks(const SplineConstants<T>& c, const SplineOptions& o, int64_t chunks,
+                               T* rows, const T* x, T* y, T* log) {
   constexpr int64_t L = Lanes<T>::count;
-  for (int64_t i = 0; i < chunks; ++i, rows += (3 * bins - 1) * L) {
+  const int64_t bins = o.bins, step = o.values() * L;
+  for (int64_t i = 0; i < chunks; ++i, rows += step) {
     const ChunkOfParameters<T> p(bins, rows);
     Lanes<T> result, log_derivative;
     spline_value<Inverse>(c, bins, Lanes<T>::load(x + i * L), p.widths, p.width_sum, p.heights,
@@ -61,11 +62,12 @@ DEEPGEN_INLINE void map_chunks(const SplineConstants<T>& c, int64_t bins, int64_
 
 // Leaves the gradients of the parameters in place of the parameters.
 template <bool Inverse, class T>
-DEEPGEN_INLINE void map_gradient_chunks(const SplineConstants<T>& c, int64_t bins, int64_t chunks,
-                                        T* rows, const T* x, const T* g, const T* l,
+DEEPGEN_INLINE void map_gradient_chunks(const SplineConstants<T>& c, const SplineOptions& o,
+                                        int64_t chunks, T* rows, const T* x, const T* g, const T* l,
                                         T* grad_input) {
   constexpr int64_t L = Lanes<T>::count;
-  for (int64_t i = 0; i < chunks; ++i, rows += (3 * bins - 1) * L) {
+  const int64_t bins = o.bins, step = o.values() * L;
+  for (int64_t i = 0; i < chunks; ++i, rows += step) {
     const ChunkOfParameters<T> p(bins, rows);
     spline_gradient<Inverse>(c, bins, Lanes<T>::load(x + i * L), Lanes<T>::load(g + i * L),
                              Lanes<T>::load(l + i * L), p.widths, p.width_sum, p.heights,
@@ -86,14 +88,14 @@ DEEPGEN_INLINE T sum_of(int64_t n, const T* values) {
 #define DEEPGEN_SPLINE_KERNELS(T)                                                                  \
   DEEPGEN_SIMD void map_block(const SplineConstants<T>& c, const SplineOptions& o, int64_t chunks, \
                               T* rows, const T* x, T* y, T* log) {                                 \
-    o.inverse ? map_chunks<true, T>(c, o.bins, chunks, rows, x, y, log)                            \
-              : map_chunks<false, T>(c, o.bins, chunks, rows, x, y, log);                          \
+    o.inverse ? map_chunks<true, T>(c, o, chunks, rows, x, y, log)                                 \
+              : map_chunks<false, T>(c, o, chunks, rows, x, y, log);                               \
   }                                                                                                \
   DEEPGEN_SIMD void map_gradient_block(const SplineConstants<T>& c, const SplineOptions& o,        \
                                        int64_t chunks, T* rows, const T* x, const T* g,            \
                                        const T* l, T* grad_input) {                                \
-    o.inverse ? map_gradient_chunks<true, T>(c, o.bins, chunks, rows, x, g, l, grad_input)         \
-              : map_gradient_chunks<false, T>(c, o.bins, chunks, rows, x, g, l, grad_input);       \
+    o.inverse ? map_gradient_chunks<true, T>(c, o, chunks, rows, x, g, l, grad_input)              \
+              : map_gradient_chunks<false, T>(c, o, chunks, rows, x, g, l, grad_input);            \
   }                                                                                                \
   DEEPGEN_SIMD void sum_rows(const T* values, int64_t rows, int64_t columns, T* sums) {            \
     for (int64_t r = 0; r < rows; ++r) sums[r] = sum_of(columns, values + r * columns);            \
@@ -131,9 +133,9 @@ struct TileOffsets {
 
 // Calls each(first element, elements, chunks) for the blocks whose rows fit into the buffer.
 template <class T, class Each>
-void for_each_block(int64_t elements, int64_t bins, Each each) {
+void for_each_block(int64_t elements, const SplineOptions& o, Each each) {
   constexpr int64_t L = Lanes<T>::count;
-  const int64_t block = L * std::clamp<int64_t>(most_rows / (3 * bins - 1), 1, most_chunks);
+  const int64_t block = L * std::clamp<int64_t>(most_rows / o.values(), 1, most_chunks);
   for (int64_t first = 0; first < elements; first += block) {
     const int64_t count = std::min(block, elements - first);
     each(first, count, (count + L - 1) / L);
@@ -143,17 +145,18 @@ void for_each_block(int64_t elements, int64_t bins, Each each) {
 // Calls each(data, stride, offsets, lanes, how many, rows) for all chunks of a block: gather_chunk
 // or scatter_chunk.
 template <class S, class T, class Each>
-void for_each_parameter(const SplineParameters& p, const TileOffsets& offsets, int64_t bins,
-                        int64_t first, int64_t count, T* rows, Each each) {
+void for_each_parameter(const SplineParameters& p, const TileOffsets& offsets,
+                        const SplineOptions& o, int64_t first, int64_t count, T* rows, Each each) {
   constexpr int64_t L = Lanes<T>::count;
   S* const data[3] = {static_cast<S*>(p.widths.first.data), static_cast<S*>(p.heights.first.data),
                       static_cast<S*>(p.derivatives.first.data)};
-  for (int64_t i = 0; i < count; i += L, rows += (3 * bins - 1) * L) {
+  const int64_t bins = o.bins, slopes = o.slopes();
+  for (int64_t i = 0; i < count; i += L, rows += o.values() * L) {
     const int64_t at = first + i, lanes = std::min(L, count - i);
     each(data[0], p.widths.stride, offsets.of[0] + at, lanes, bins, rows);
     each(data[1], p.heights.stride, offsets.of[1] + at, lanes, bins, rows + bins * L);
-    if (bins > 1) {
-      each(data[2], p.derivatives.stride, offsets.of[2] + at, lanes, bins - 1, rows + 2 * bins * L);
+    if (slopes > 0) {
+      each(data[2], p.derivatives.stride, offsets.of[2] + at, lanes, slopes, rows + 2 * bins * L);
     }
   }
 }
@@ -176,10 +179,9 @@ void forward_tile(const RationalQuadraticSpline& p, const SplineConstants<T>& c,
   const TileOffsets offsets(p.parameters, p.extent, tile);
   const T* x = read_tile(p.x, p.storage, p.extent, tile, x_buffer);
   T* y = write_tile(p.y, p.storage, p.extent, tile, y_buffer);
-  const int64_t bins = p.options.bins;
-  for_each_block<T>(tile.elements(), bins, [&](int64_t first, int64_t count, int64_t chunks) {
+  for_each_block<T>(tile.elements(), p.options, [&](int64_t first, int64_t count, int64_t chunks) {
     T x_chunks[most_chunks * L], y_chunks[most_chunks * L], log_chunks[most_chunks * L];
-    for_each_parameter<S>(p.parameters, offsets, bins, first, count, rows, gather_chunk<S, T>);
+    for_each_parameter<S>(p.parameters, offsets, p.options, first, count, rows, gather_chunk<S, T>);
     const T* from = whole_chunks(x + first, count, x_chunks);
     const bool whole = count % L == 0;
     T* to = whole ? y + first : y_chunks;
@@ -236,17 +238,16 @@ void backward_tile(const RationalQuadraticSplineBackward& p, const SplineConstan
     const T value = static_cast<const T*>(p.grad_log_det)[(tile.row + r) * p.grad_log_det_stride];
     std::fill_n(l + r * tile.columns, tile.columns, value);
   }
-  const int64_t bins = p.options.bins;
-  for_each_block<T>(tile.elements(), bins, [&](int64_t first, int64_t count, int64_t chunks) {
+  for_each_block<T>(tile.elements(), p.options, [&](int64_t first, int64_t count, int64_t chunks) {
     T x_chunks[most_chunks * L], g_chunks[most_chunks * L], l_chunks[most_chunks * L];
     T input_chunks[most_chunks * L];
-    for_each_parameter<S>(p.parameters, offsets, bins, first, count, rows, gather_chunk<S, T>);
+    for_each_parameter<S>(p.parameters, offsets, p.options, first, count, rows, gather_chunk<S, T>);
     T* to = count % L == 0 ? grad_input + first : input_chunks;
     map_gradient_block(c, p.options, chunks, rows, whole_chunks(x + first, count, x_chunks),
                        whole_chunks(g + first, count, g_chunks),
                        whole_chunks<T>(l + first, count, l_chunks), to);
     if (to == input_chunks) std::copy_n(input_chunks, count, grad_input + first);
-    for_each_parameter<S>(p.gradients, gradient_offsets, bins, first, count, rows,
+    for_each_parameter<S>(p.gradients, gradient_offsets, p.options, first, count, rows,
                           scatter_chunk<S, T>);
   });
   write_back(p.grad_input, p.storage, p.extent, tile, grad_input, input_buffer);

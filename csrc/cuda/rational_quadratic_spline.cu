@@ -9,6 +9,7 @@
 // derivatives are slices of one tensor, they are copied as one run. A group of threads owns a piece
 // of a sample and goes over it in rounds; its log-derivatives are summed in registers and shuffles,
 // and pieces of long samples by a second, tiny kernel in a fixed order. Blocks shrink as bins grow.
+#include "../rational_quadratic_spline.h"
 #include "../rational_quadratic_spline_gradient.h"
 #include "rows.cuh"
 
@@ -92,7 +93,9 @@ struct Staged {
   }
 
   template <class S>
-  __device__ void read(const SplineParameters& p, const SplinePlan& plan, int bins) const {
+  __device__ void read(const SplineParameters& p, const SplinePlan& plan,
+                       const SplineOptions& o) const {
+    const int bins = static_cast<int>(o.bins), slopes = static_cast<int>(o.slopes());
     const auto copy = [&](const SplineParameter& from, int parameter, int count, int row) {
       const S* data = static_cast<const S*>(from.first.data);
       T* to = rows + row * pitch;
@@ -100,17 +103,19 @@ struct Staged {
                       [&](int at, int64_t offset) { to[at] = to_compute(data[offset]); });
     };
     if (plan.packed) {
-      copy(p.widths, 0, 3 * bins - 1, 0);
+      copy(p.widths, 0, 2 * bins + slopes, 0);
     } else {
       copy(p.widths, 0, bins, 0);
       copy(p.heights, 1, bins, bins);
-      if (bins > 1) copy(p.derivatives, 2, bins - 1, 2 * bins);
+      if (slopes > 0) copy(p.derivatives, 2, slopes, 2 * bins);
     }
     __syncthreads();
   }
 
   template <class S>
-  __device__ void write(const SplineParameters& p, const SplinePlan& plan, int bins) const {
+  __device__ void write(const SplineParameters& p, const SplinePlan& plan,
+                        const SplineOptions& o) const {
+    const int bins = static_cast<int>(o.bins), slopes = static_cast<int>(o.slopes());
     const auto copy = [&](const SplineParameter& into, int parameter, int count, int row) {
       S* data = static_cast<S*>(into.first.data);
       const T* from = rows + row * pitch;
@@ -119,7 +124,7 @@ struct Staged {
     };
     copy(p.widths, 0, bins, 0);
     copy(p.heights, 1, bins, bins);
-    if (bins > 1) copy(p.derivatives, 2, bins - 1, 2 * bins);
+    if (slopes > 0) copy(p.derivatives, 2, slopes, 2 * bins);
   }
 };
 
@@ -135,7 +140,7 @@ __global__ void __launch_bounds__(block_threads)
   for (int round = 0; round < plan.rounds; ++round) {
     const int64_t i = piece.begin + static_cast<int64_t>(round) * plan.group + piece.lane;
     staged.locate(p.parameters, p.extent, plan, piece, i, plan.packed);
-    staged.template read<S>(p.parameters, plan, bins);
+    staged.template read<S>(p.parameters, plan, p.options);
     if (i < piece.end) {
       const auto widths = staged.mine(0), heights = staged.mine(bins);
       const auto derivatives = staged.mine(2 * bins);
@@ -175,7 +180,7 @@ __global__ void __launch_bounds__(block_threads)
   for (int round = 0; round < plan.rounds; ++round) {
     const int64_t i = piece.begin + static_cast<int64_t>(round) * plan.group + piece.lane;
     staged.locate(p.parameters, p.extent, plan, piece, i, plan.packed);
-    staged.template read<S>(p.parameters, plan, bins);
+    staged.template read<S>(p.parameters, plan, p.options);
     if (i < piece.end) {
       const auto widths = staged.mine(0), heights = staged.mine(bins);
       const auto derivatives = staged.mine(2 * bins);
@@ -196,13 +201,13 @@ __global__ void __launch_bounds__(block_threads)
           to_storage<S>(by_x);
     }
     staged.locate(p.gradients, p.extent, plan, piece, i, false);
-    staged.template write<S>(p.gradients, plan, bins);
+    staged.template write<S>(p.gradients, plan, p.options);
     __syncthreads();
   }
 }
 
-size_t shared_bytes_of(int64_t bins, int threads, size_t item) {
-  return 3 * threads * sizeof(int64_t) + static_cast<size_t>(3 * bins - 1) * (threads + 1) * item;
+size_t shared_bytes_of(int64_t values, int threads, size_t item) {
+  return 3 * threads * sizeof(int64_t) + static_cast<size_t>(values) * (threads + 1) * item;
 }
 
 bool same_strides(const SplineParameter& a, const SplineParameter& b) {
@@ -213,21 +218,21 @@ bool same_strides(const SplineParameter& a, const SplineParameter& b) {
 
 // Whether widths, heights and derivatives are slices, in this order, of one tensor.
 template <class S>
-bool is_one_run(const SplineParameters& p, int64_t bins) {
+bool is_one_run(const SplineParameters& p, const SplineOptions& o) {
   const auto follows = [&](const SplineParameter& a, const SplineParameter& b) {
     return same_strides(a, b) && static_cast<const S*>(b.first.data) ==
-                                     static_cast<const S*>(a.first.data) + bins * a.stride;
+                                     static_cast<const S*>(a.first.data) + o.bins * a.stride;
   };
-  return follows(p.widths, p.heights) && (bins == 1 || follows(p.heights, p.derivatives));
+  return follows(p.widths, p.heights) && (o.slopes() == 0 || follows(p.heights, p.derivatives));
 }
 
 template <class S>
 SplinePlan plan_of(const Extent& extent, const SplineOptions& options,
                    const SplineParameters& parameters) {
-  const int64_t row = extent.row(), bins = options.bins;
+  const int64_t row = extent.row();
   SplinePlan plan{block_threads, 1, 0, pieces_of_row(row), row, false, false};
   while (plan.threads > 32 &&
-         shared_bytes_of(bins, plan.threads, sizeof(Compute<S>)) > shared_budget) {
+         shared_bytes_of(options.values(), plan.threads, sizeof(Compute<S>)) > shared_budget) {
     plan.threads /= 2;
   }
   if (plan.pieces > 1) plan.length = piece_elements;
@@ -235,7 +240,7 @@ SplinePlan plan_of(const Extent& extent, const SplineOptions& options,
   const int largest = plan.length <= 256 ? 32 : plan.threads;
   while (plan.group < largest && plan.group < plan.length) plan.group *= 2;
   plan.rounds = static_cast<int>((plan.length + plan.group - 1) / plan.group);
-  plan.packed = is_one_run<S>(parameters, bins);
+  plan.packed = is_one_run<S>(parameters, options);
   plan.bins_adjacent = parameters.widths.stride == 1;
   if (plan.packed)
     note_choice("parameters as one run", "slices of one tensor, in order");
@@ -249,7 +254,7 @@ void launch_on_rows(Kernel kernel, const Problem& p, const SplinePlan& plan, cud
   using T = Compute<S>;
   const int64_t groups = plan.threads / plan.group, items = p.extent.batch * plan.pieces;
   launch(kernel, dim3(static_cast<unsigned>((items + groups - 1) / groups)), dim3(plan.threads),
-         shared_bytes_of(p.options.bins, plan.threads, sizeof(T)), stream, p,
+         shared_bytes_of(p.options.values(), plan.threads, sizeof(T)), stream, p,
          p.options.template constants<T>(), plan);
 }
 

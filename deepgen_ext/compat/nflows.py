@@ -6,6 +6,7 @@ from typing import Any
 
 from nflows.nn.nets import resnet
 from nflows.transforms import autoregressive, coupling, made, nonlinearities, permutations
+from nflows.transforms.base import InputOutsideDomain
 from torch import Tensor
 
 from . import dense_network, permutation
@@ -63,10 +64,12 @@ class PiecewiseRationalQuadraticCouplingTransform(
     SplineCoupling, coupling.PiecewiseRationalQuadraticCouplingTransform
 ):
     replaces = coupling.PiecewiseRationalQuadraticCouplingTransform
+    outside_domain = InputOutsideDomain
 
 
 class PiecewiseRationalQuadraticCDF(SplineCDF, nonlinearities.PiecewiseRationalQuadraticCDF):
     replaces = nonlinearities.PiecewiseRationalQuadraticCDF
+    outside_domain = InputOutsideDomain
 
 
 class ResidualNet(dense_network.ResidualNet, resnet.ResidualNet):

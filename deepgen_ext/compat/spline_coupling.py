@@ -16,19 +16,21 @@ from deepgen_ext.ops import rational_quadratic_spline
 from .accelerated import Accelerated
 
 MOST_BINS = 100
+UNIT = (0.0, 1.0, 0.0, 1.0)  # where both libraries' splines without tails lie
 
 
 class Spline(Accelerated):
     gain = "splines and their log-det in one pass, and their gradient in one"
     caveat = "an inverse whose discriminant rounds below zero is solved, not refused"
     keeps = ()
+    outside_domain: type[Exception] | None = None  # what it raises beyond the ends, without tails
 
     @classmethod
     def why_not(cls, module: Any) -> str:
         """Options that the kernel does not have."""
-        if module.tails != "linear":
-            return f"tails={module.tails!r}: only linear ones are known"
-        if torch.is_tensor(module.tail_bound):
+        if module.tails not in ("linear", None):
+            return f"tails={module.tails!r}: only linear ones are known, and none"
+        if module.tails and torch.is_tensor(module.tail_bound):
             return "a bound for each feature"
         bins = cls.bins(module)
         least = (module.min_bin_width, module.min_bin_height)
@@ -42,17 +44,27 @@ class Spline(Accelerated):
     def spline(
         self, x: Tensor, widths: Tensor, heights: Tensor, derivatives: Tensor, inverse: bool
     ) -> tuple[Tensor, Tensor]:
+        is_checked = self.tails is None and self.outside_domain is not None
+        if is_checked and (torch.min(x) < 0 or torch.max(x) > 1):
+            raise self.outside_domain()
+        ends = {"bound": float(self.tail_bound)} if self.tails else {"interval": UNIT}
         return rational_quadratic_spline(
             x,
             widths,
             heights,
             derivatives,
             inverse=inverse,
-            bound=float(self.tail_bound),
+            **ends,
             min_bin_width=self.min_bin_width,
             min_bin_height=self.min_bin_height,
             min_derivative=self.min_derivative,
         )
+
+    def points(self, *shape: int, like: Tensor) -> Tensor:
+        """On both sides of the tails' begin; without tails all over the interval."""
+        if self.tails is None:
+            return like.new_empty(shape).uniform_()
+        return self.tail_bound * like.new_empty(shape).normal_()
 
 
 class SplineCoupling(Spline):
@@ -85,7 +97,7 @@ class SplineCoupling(Spline):
         outputs = features * self._transform_dim_multiplier()
         options = {"dtype": torch.float64, "device": self.transform_features.device}
         for rest in ((), (2, 3)):
-            x = self.tail_bound * torch.randn(3, features, *rest, **options)
+            x = self.points(3, features, *rest, like=torch.empty(0, **options))
             parameters = 3 * torch.randn(3, outputs, *rest, **options)
             for inverse in (False, True):
                 with warnings.catch_warnings():  # of nets whose width is not known
@@ -115,7 +127,7 @@ class SplineCDF(Spline):
 
     def comparisons(self, original: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
         widths = self.unnormalized_widths
-        x = self.tail_bound * widths.new_empty(3, *widths.shape[:-1]).normal_()
+        x = self.points(3, *widths.shape[:-1], like=widths)
         for inverse in (False, True):
             results = [part._spline(x, inverse) for part in (original, self)]
             yield from zip(("the spline", "its log-det"), *results, strict=True)

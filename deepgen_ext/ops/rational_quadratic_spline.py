@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic spline with linear tails: softmax, knots, bin search, map and log-det in one pass."""
+"""Monotone rational-quadratic spline, with tails or without: softmax, bin search, map and log-det in one pass."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def rational_quadratic_spline(
     min_bin_width: float = 1e-3,
     min_bin_height: float = 1e-3,
     min_derivative: float = 1e-3,
+    interval: tuple[float, float, float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Maps each element of x by a spline of its own, or by its inverse, and sums the logs of the slopes.
 
@@ -35,17 +36,23 @@ def rational_quadratic_spline(
     first; for the inverse, of log dx/dy. The parameters mean what they mean to nflows'
     `unconstrained_rational_quadratic_spline(..., tails="linear", tail_bound=bound)`.
 
+    With `interval` = (left, right, bottom, top) there are no tails, and the parameters mean what they mean to nflows'
+    `rational_quadratic_spline`: the bins fill [left, right] and [bottom, top], and the slopes at the ends are given as
+    those at the inner knots are. Outside there is no map: y, log_det and the gradients of what lies there, of its
+    parameters too, are NaN. (To raise instead would wait for the GPU.) What is outside by a rounding counts as the end.
+
     Args:
         x: (n, ...), float32, float64, bfloat16 or float16, on the CPU or a CUDA device.
         widths, heights: (n, ..., K), unnormalised, K from 1 to 100, of x's dtype and device. Any strides: slices of one
             output (n, ..., 3 K - 1) of a conditioner are read where they lie, and so are those of a convolution,
             (n, C * (3 K - 1), H, W), viewed as (n, C, 3 K - 1, H, W) and with the dimension of bins moved to the end.
             Only where more than three dimensions behind the batch cannot be merged is a copy made.
-        derivatives: (n, ..., K - 1), likewise.
+        derivatives: (n, ..., K - 1), likewise; (n, ..., K + 1) with an interval.
         inverse: apply the inverse map.
-        bound: where the tails begin, above 0.
+        bound: where the tails begin, above 0; unused with an interval.
         min_bin_width, min_bin_height: the least share of the range that a bin has, in (0, 1 / K].
         min_derivative: the least slope at a knot, in (0, 1).
+        interval: see above; left < right and bottom < top.
 
     Returns:
         y, like x, and log_det, (n,): float32 for half types, else x's dtype. In nats. With half types the arithmetic is
@@ -72,6 +79,7 @@ def rational_quadratic_spline(
         min_bin_width,
         min_bin_height,
         min_derivative,
+        interval or (),
     )
 
 
@@ -86,19 +94,38 @@ def _(grad_output, grad_log_det, x, widths, heights, derivatives, *options):
     return tuple(torch.empty_like(t) for t in (x, widths, heights, derivatives))
 
 
-def _in_torch(x, widths, heights, derivatives, inverse, bound, min_width, min_height, min_slope):
+def _in_torch(
+    x,
+    widths,
+    heights,
+    derivatives,
+    inverse,
+    bound,
+    min_width,
+    min_height,
+    min_slope,
+    interval,
+):
     """The formulas of the docstring, for the gradient's gradient: y and log_det."""
+    least_x, largest_x, least_y, largest_y = interval or (-bound, bound, -bound, bound)
 
-    def bins_of(raw: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-        sizes = 2 * bound * (smallest + (1 - smallest * raw.shape[-1]) * raw.softmax(-1))
-        return F.pad(sizes.cumsum(-1)[..., :-1], (1, 0)) - bound, sizes
+    def bins_of(
+        raw: Tensor, smallest: float, least: float, largest: float
+    ) -> tuple[Tensor, Tensor]:
+        shares = smallest + (1 - smallest * raw.shape[-1]) * raw.softmax(-1)
+        sizes = (largest - least) * shares
+        return F.pad(sizes.cumsum(-1)[..., :-1], (1, 0)) + least, sizes
 
-    left, width = bins_of(widths, min_width)
-    bottom, height = bins_of(heights, min_height)
+    left, width = bins_of(widths, min_width, least_x, largest_x)
+    bottom, height = bins_of(heights, min_height, least_y, largest_y)
     # Not F.softplus: it turns linear at 20, and the kernel does not.
-    slopes = F.pad(min_slope + F.softplus(derivatives, threshold=100.0), (1, 1), value=1.0)
-    inside = x.abs() <= bound
-    value = torch.where(inside, x, 0.0)
+    slopes = min_slope + F.softplus(derivatives, threshold=100.0)
+    if not interval:
+        slopes = F.pad(slopes, (1, 1), value=1.0)
+    least, largest = (least_y, largest_y) if inverse else (least_x, largest_x)
+    inside = (x >= least) & (x <= largest)
+    beyond, log_beyond = (x + torch.nan, torch.nan) if interval else (x, 0.0)
+    value = torch.where(inside, x, (least + largest) / 2)
     edges = (bottom if inverse else left)[..., 1:]
     index = (value.unsqueeze(-1) >= edges).sum(-1, keepdim=True)
     chosen = (left, width, bottom, height, slopes[..., :-1], slopes[..., 1:])
@@ -113,11 +140,11 @@ def _in_torch(x, widths, heights, derivatives, inverse, bound, min_width, min_he
         t = (value - left) / width
     divisor = s + (d + e - 2 * s) * t * (1 - t)
     slope = s * s * (e * t * t + 2 * s * t * (1 - t) + d * (1 - t) * (1 - t)) / (divisor * divisor)
-    log_det = torch.where(inside, slope.log(), 0.0).sum(tuple(range(1, x.dim())))
+    log_det = torch.where(inside, slope.log(), log_beyond).sum(tuple(range(1, x.dim())))
     if inverse:
-        return torch.where(inside, left + width * t, x), -log_det
+        return torch.where(inside, left + width * t, beyond), -log_det
     y = bottom + height * (s * t * t + d * t * (1 - t)) / divisor
-    return torch.where(inside, y, x), log_det
+    return torch.where(inside, y, beyond), log_det
 
 
 def _save_for_double_backward(ctx, inputs, output) -> None:
@@ -138,7 +165,7 @@ def _double_backward(ctx, *cotangents):
             gradients, leaves, [cotangent.to(compute) for cotangent in cotangents]
         )
     by_tensors = [by.to(tensor.dtype) for by, tensor in zip(by_leaves, given, strict=True)]
-    return *by_tensors, *[None] * 5
+    return *by_tensors, *[None] * 6
 
 
 torch.library.register_autograd(

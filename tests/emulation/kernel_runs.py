@@ -170,6 +170,11 @@ def run_rational_quadratic_spline(ops, dtype, layout):
             given = (x, *parameters, inverse, 1.5, 1e-3, 1e-3, 1e-3)
             ops.rational_quadratic_spline(*given)
             ops.rational_quadratic_spline_backward(grad, grad_log_det, *given)
+        if layout == "contiguous":
+            parameters[2] = torch.randn(*shape, bins + 1).to(dtype)
+            given = (x, *parameters, False, 1.5, 1e-3, 1e-3, 1e-3, [-2.0, 1.0, 0.0, 5.0])
+            ops.rational_quadratic_spline(*given)
+            ops.rational_quadratic_spline_backward(grad, grad_log_det, *given)
 
 
 def run_chain(name, vectors, ops, dtype, layout):

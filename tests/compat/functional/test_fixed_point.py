@@ -157,11 +157,14 @@ def test_damping_solves_what_plain_steps_do_not() -> None:
 
 @solvers
 def test_goes_on_where_func_expands(solver) -> None:
-    """Newton's map of a square root expands left of it by any factor, and ends all the same."""
-    x0 = torch.tensor([[0.01], [1.0], [30.0]], dtype=torch.float64)
-    x, _, info = solver(lambda v: 0.5 * (v + 2 / v), x0, tol=1e-9)
-    torch.testing.assert_close(x, torch.full_like(x, 2**0.5), rtol=0, atol=1e-9)
+    """The logistic map expands by 2.8 near 0 and contracts by 0.8 where it ends."""
+    asked, x0 = [], torch.tensor([[0.001], [0.5], [0.99]], dtype=torch.float64)
+    x, _, info = solver(lambda v: asked.append(v.clone()) or 2.8 * v * (1 - v), x0, tol=1e-9)
+    for before, after in zip(asked[:4], asked[1:5], strict=True):
+        torch.testing.assert_close(after[0], 2.8 * before[0] * (1 - before[0]))
+    torch.testing.assert_close(x, torch.full_like(x, 1.8 / 2.8), rtol=0, atol=1e-9)
     assert info["abs_lowest"].max() < 1e-9
+    assert len(asked) < 30
 
 
 @solvers

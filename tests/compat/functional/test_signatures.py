@@ -11,12 +11,13 @@ from deepgen_ext.compat import functional
 
 REPLACED = {
     "spectral_norm": "torch.nn.utils.parametrizations",
+    "rational_quadratic_spline": "nflows.transforms.splines.rational_quadratic",
     "unconstrained_rational_quadratic_spline": "nflows.transforms.splines.rational_quadratic",
     "fixed_point_iter": "torchdeq.solver.fp_iter",
     "anderson_solver": "torchdeq.solver.anderson",
     "MonotonicAffineTransform": "zuko.transforms",
 }
-WITHOUT_A_FUNCTION = {"masked_conv2d", "affine_coupling_transform"}
+WITHOUT_A_FUNCTION = {"masked_conv2d", "affine_coupling_transform", "InputOutsideDomain"}
 
 
 def positional(function) -> list[tuple]:
