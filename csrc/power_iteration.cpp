@@ -2,9 +2,11 @@
 // gradients to the ops.
 #include "power_iteration.h"
 
+#include <ATen/ops/alias.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/outer.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <cmath>
 #include <string>
@@ -293,5 +295,28 @@ Tensors differentiable_normalize(TensorList weights, TensorList us, TensorList v
 DEEPGEN_REGISTER(implement)
 DEEPGEN_REGISTER_AUTOGRAD("power_iteration", differentiable_iteration)
 DEEPGEN_REGISTER_AUTOGRAD("spectral_normalize", differentiable_normalize)
+
+#ifndef DEEPGEN_EMULATED
+// Keeps what differentiable_normalize keeps of one weight, in its order: a checkpoint may meet the
+// one in its first forward pass and the other in its second.
+Tensor known_scaled_weight(const Tensor& weight, const Tensor& scaled, const Tensor& u,
+                           const Tensor& v, const Tensor& sigma, double coefficient) {
+  static const auto iteration =
+      registered_op<decltype(power_iteration)>("deepgen_ext::power_iteration");
+  static const auto backward_op = registered_op<decltype(spectral_normalize_backward)>(
+      "deepgen_ext::spectral_normalize_backward");
+  const auto forward = [&]() -> Evaluated { return {{at::alias(scaled)}, {u, v, sigma, weight}}; };
+  const auto backward = [coefficient](const Cotangents& given) -> Tensors {
+    const Tensor &u = given.saved[0], &v = given.saved[1], &w = given.saved[3];
+    Tensor sigma = given.saved[2];
+    const Tensor nothing = at::zeros_like(sigma);
+    // The gradient's gradient goes through sigma too, which depends on the weight.
+    if (c10::GradMode::is_enabled()) sigma = iteration.call({w}, {u}, {v}, 0, 0.0).back();
+    const auto c = coefficient > 0 ? std::optional(coefficient) : std::nullopt;
+    return backward_op.call(given.gradients, nothing, {w}, {u}, {v}, sigma, c);
+  };
+  return with_gradient({weight}, forward, backward)[0];
+}
+#endif
 
 }  // namespace deepgen

@@ -15,6 +15,10 @@
 #include "host_device.h"
 #include "operand.h"
 
+namespace at {
+class Tensor;
+}
+
 namespace deepgen {
 
 // A matrix (rows, outer * inner): its columns are two dimensions of a tensor, so that the weights
@@ -28,6 +32,7 @@ struct MatrixOperand {
   DEEPGEN_HD bool has_dense_rows() const {
     return inner_stride == 1 && (outer == 1 || outer_stride == inner);
   }
+  DEEPGEN_HD bool has_dense_columns() const { return row_stride == 1 && outer == 1; }
   DEEPGEN_HD int64_t offset(int64_t column) const {
     return outer == 1 ? column * inner_stride
                       : column / inner * outer_stride + column % inner * inner_stride;
@@ -100,6 +105,12 @@ DEEPGEN_HD PowerScales power_scales(double square_u, double square_v, double eps
   const double v = reached > eps ? reached : eps;
   return {reached * reached / v, 1 / u, 1 / (u * v), norm_u > 0};
 }
+
+// A weight that was scaled without a graph, as if with one; coefficient as above. Below no op's
+// name: it computes nothing, and its callers count microseconds.
+at::Tensor known_scaled_weight(const at::Tensor& weight, const at::Tensor& scaled,
+                               const at::Tensor& u, const at::Tensor& v, const at::Tensor& sigma,
+                               double coefficient);
 
 namespace cpu {
 void power_iteration(const PowerIteration&);

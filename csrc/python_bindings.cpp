@@ -1,14 +1,16 @@
 // The Python module _C: loading it registers the ops; what it binds itself is information about the
-// build and the CPU, and the record of calls that deepgen_ext/profiling reads.
+// build and the CPU, the record of calls that deepgen_ext/profiling reads, and a node of the graph.
 #include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <bit>
 #include <string>
 
 #include "call_record.h"
+#include "power_iteration.h"
 
 #ifdef DEEPGEN_WITH_CUDA
 #include <cuda_runtime.h>
@@ -128,6 +130,19 @@ py::tuple stop_recording(int64_t token) {
   return py::make_tuple(signatures, calls);
 }
 
+const at::Tensor& tensor_of(const py::object& object) {
+  if (!THPVariable_Check(object.ptr())) throw py::type_error("expected tensors");
+  return THPVariable_Unpack(object.ptr());
+}
+
+py::object known_scaled_weight(const py::object& weight, const py::object& scaled,
+                               const py::object& u, const py::object& v, const py::object& sigma,
+                               double coefficient) {
+  return py::reinterpret_steal<py::object>(THPVariable_Wrap(
+      deepgen::known_scaled_weight(tensor_of(weight), tensor_of(scaled), tensor_of(u), tensor_of(v),
+                                   tensor_of(sigma), coefficient)));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -144,6 +159,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("start_recording", &deepgen::recording::start, "Of the calls of ops; returns a token.");
   m.def("stop_recording", &stop_recording, "What was called since start_recording().");
   m.def("is_recording", &deepgen::recording::is_on);
+  m.def(
+      "known_scaled_weight", &known_scaled_weight,
+      "What spectral_normalize made of a weight under no_grad, with the graph it would have had.");
   m.def("dispatcher_is_hooked", &deepgen::recording::is_hooked,
         "Whether anything, torch's profiler included, watches the ops of this thread.");
 }

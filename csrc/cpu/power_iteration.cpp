@@ -4,8 +4,10 @@
 // it. A chunk of rows is a piece of work: four rows at a time give their products with v, and are
 // added to the chunk's v' while they are in L1 or L2. Matrices are taken in groups of a few MB, and
 // scaled before the next group comes, so that where L3 holds a group W is read from memory once.
-// Rows that do not lie side by side (transposed convolutions, channels-last weights), and those in
-// half precision, are gathered into L2 chunk by chunk as floats. Chunks depend on shapes alone and
+// Of a transpose, whose columns are dense, a chunk is a panel of the matrix that lies there: its
+// lines are added up, weighted by v, and multiplied with that sum. Rows that do not lie side by
+// side otherwise (transposed convolutions, channels-last weights), and those in half precision, are
+// gathered into L2 chunk by chunk as floats. Chunks depend on shapes alone and
 // are added in order: results do not depend on the number of threads.
 //
 // Measured on two cores, 20 convolutions of 12 M weights: 1.06 times a copy that reads W twice and
@@ -62,10 +64,13 @@ class Group {
         note_choice("gathered as floats", "half precision");
       else if (w.has_dense_rows())
         note_choice("rows in place", "they are dense");
+      else if (w.has_dense_columns())
+        note_choice("columns in place", "they are dense");
       else
         note_choice("rows gathered", "they do not lie side by side");
       const int64_t n = w.columns();
-      const int64_t rows = std::max<int64_t>(8, ceil_div(chunk_elements, n) / 4 * 4);
+      const int64_t fewest = w.has_dense_columns() ? 64 : 8;
+      const int64_t rows = std::max<int64_t>(fewest, ceil_div(chunk_elements, n) / 4 * 4);
       State<T>& state = states_[m - first];
       const T* const v = static_cast<const T*>(p.matrices[m].v);
       state.v.assign(v, v + n);
@@ -101,24 +106,32 @@ class Group {
     State<T>& state = states_[piece.matrix - base_];
     const int64_t n = w.columns(), rows = piece.last - piece.first;
     const T* from = static_cast<const T*>(w.data) + piece.first * w.row_stride;
-    int64_t stride = w.row_stride;
-    std::vector<T> gathered;
-    if (!std::is_same_v<S, T> || !w.has_dense_rows()) {
-      gathered.resize(rows * n);
-      gather_rows<S>(w, piece.first, piece.last, gathered.data());
-      from = gathered.data();
-      stride = n;
-    }
+    const T* const v = state.v.data();
     T* const u = static_cast<T*>(matrix.new_u) + piece.first;
-    if (p_.iterations == 0) {
-      multiply_rows(from, stride, rows, n, state.v.data(), u);
-      state.squares_u[piece.index] =
-          inner_product(static_cast<const T*>(matrix.u) + piece.first, u, rows);
+    T* const sums = p_.iterations > 0 ? state.sums.data() + piece.index * n : nullptr;
+    if (std::is_same_v<S, T> && !w.has_dense_rows() && w.has_dense_columns()) {
+      iterate_columns(from, w.inner_stride, rows, n, v, u, sums);
     } else {
-      iterate_rows(from, stride, rows, n, state.v.data(), u, state.sums.data() + piece.index * n);
+      int64_t stride = w.row_stride;
+      std::vector<T> gathered;
+      if (!std::is_same_v<S, T> || !w.has_dense_rows()) {
+        gathered.resize(rows * n);
+        gather_rows<S>(w, piece.first, piece.last, gathered.data());
+        from = gathered.data();
+        stride = n;
+      }
+      if (sums)
+        iterate_rows(from, stride, rows, n, v, u, sums);
+      else
+        multiply_rows(from, stride, rows, n, v, u);
+    }
+    if (sums) {
       double square = 0;
       for (int64_t i = 0; i < rows; ++i) square += static_cast<double>(u[i]) * u[i];
       state.squares_u[piece.index] = square;
+    } else {
+      state.squares_u[piece.index] =
+          inner_product(static_cast<const T*>(matrix.u) + piece.first, u, rows);
     }
   }
 

@@ -51,16 +51,14 @@ DEEPGEN_INLINE void multiply_rows_of(const T* __restrict w, int64_t stride, int6
   for (; i < rows; ++i) u[i] = dot_of(w + i * stride, v, n);
 }
 
-// u = W v, sums = W'u.
+// sums += W'c.
 template <class T>
-DEEPGEN_INLINE void iterate_rows_of(const T* __restrict w, int64_t stride, int64_t rows, int64_t n,
-                                    const T* __restrict v, T* __restrict u, T* __restrict sums) {
-  for (int64_t k = 0; k < n; ++k) sums[k] = 0;
+DEEPGEN_INLINE void add_rows_of(const T* __restrict w, int64_t stride, int64_t rows, int64_t n,
+                                const T* __restrict c, T* __restrict sums) {
   int64_t i = 0;
   for (; i + 4 <= rows; i += 4) {
     const T *w0 = w + i * stride, *w1 = w0 + stride, *w2 = w1 + stride, *w3 = w2 + stride;
-    multiply_rows_of(w0, stride, 4, n, v, u + i);
-    const T s0 = u[i], s1 = u[i + 1], s2 = u[i + 2], s3 = u[i + 3];
+    const T s0 = c[i], s1 = c[i + 1], s2 = c[i + 2], s3 = c[i + 3];
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) {
       sums[k] += (s0 * w0[k] + s1 * w1[k]) + (s2 * w2[k] + s3 * w3[k]);
@@ -68,10 +66,32 @@ DEEPGEN_INLINE void iterate_rows_of(const T* __restrict w, int64_t stride, int64
   }
   for (; i < rows; ++i) {
     const T* row = w + i * stride;
-    const T s = u[i] = dot_of(row, v, n);
+    const T s = c[i];
 #pragma omp simd
     for (int64_t k = 0; k < n; ++k) sums[k] += s * row[k];
   }
+}
+
+// u = W v, sums = W'u.
+template <class T>
+DEEPGEN_INLINE void iterate_rows_of(const T* __restrict w, int64_t stride, int64_t rows, int64_t n,
+                                    const T* __restrict v, T* __restrict u, T* __restrict sums) {
+  for (int64_t k = 0; k < n; ++k) sums[k] = 0;
+  for (int64_t i = 0; i < rows; i += 4) {
+    const int64_t count = std::min<int64_t>(4, rows - i);
+    multiply_rows_of(w + i * stride, stride, count, n, v, u + i);
+    add_rows_of(w + i * stride, stride, count, n, u + i, sums);
+  }
+}
+
+// The same of the transpose of what lies there, (n, rows): u = W'v, and where wanted sums = W u.
+template <class T>
+DEEPGEN_INLINE void iterate_columns_of(const T* __restrict w, int64_t stride, int64_t rows,
+                                       int64_t n, const T* __restrict v, T* __restrict u,
+                                       T* __restrict sums) {
+  for (int64_t i = 0; i < rows; ++i) u[i] = 0;
+  add_rows_of(w, stride, n, rows, v, u);
+  if (sums) multiply_rows_of(w, stride, n, rows, u, sums);
 }
 
 // sum = the sum of `count` vectors of n; returns its square.
@@ -131,6 +151,10 @@ DEEPGEN_INLINE double inner_product_of(const S* a, const S* b, int64_t n) {
   DEEPGEN_SIMD void iterate_rows(const T* w, int64_t stride, int64_t rows, int64_t n, const T* v,  \
                                  T* u, T* sums) {                                                  \
     iterate_rows_of(w, stride, rows, n, v, u, sums);                                               \
+  }                                                                                                \
+  DEEPGEN_SIMD void iterate_columns(const T* w, int64_t stride, int64_t rows, int64_t n,           \
+                                    const T* v, T* u, T* sums) {                                   \
+    iterate_columns_of(w, stride, rows, n, v, u, sums);                                            \
   }                                                                                                \
   DEEPGEN_SIMD double add_vectors(const T* vectors, int64_t count, int64_t stride, int64_t n,      \
                                   T* sum) {                                                        \

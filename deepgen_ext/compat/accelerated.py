@@ -30,6 +30,10 @@ class Accelerated:
     def prepare(self) -> None:
         """Called once an instance has this class."""
 
+    @classmethod
+    def together(cls, parts: list[Any]) -> None:
+        """Called with all parts of a model that have been given this class at once."""
+
     def comparisons(self, original: Any) -> Iterator[tuple[str, Tensor, Tensor]]:
         """Pairs (what, expected, found) on random input; `original` is a copy of the old class."""
         raise NotImplementedError

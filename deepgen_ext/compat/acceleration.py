@@ -61,6 +61,7 @@ def accelerate(module: nn.Module, *, inplace: bool = False, verify: bool = True)
     if not inplace:
         module = copy.deepcopy(module)
     parts = dict(named_parts(module))
+    done: dict[type[Accelerated], list[Any]] = {}
     for verdict in verdicts:
         if verdict.fast is None:
             continue
@@ -73,6 +74,10 @@ def accelerate(module: nn.Module, *, inplace: bool = False, verify: bool = True)
                 f"accelerate: {_named(verdict.path, part)} stays: verification failed, {wrong}",
                 stacklevel=2,
             )
+        else:
+            done.setdefault(verdict.fast, []).append(part)
+    for fast, alike in done.items():
+        fast.together(alike)
     return module
 
 

@@ -1,12 +1,13 @@
 """torch's spectral norms: the parametrization, and the older hook.
 
-A layer steps when its weight is used, each time, as torch has it. `nn.spectral_norm_all` steps a
-network once a forward pass: another u and v where a layer is used twice or not at all, so what it
-does is not done here.
+A layer steps when its weight is used, each time, as torch has it; what it does then has been
+computed for the whole model in one call (`spectral_group.py`). `nn.spectral_norm_all` steps a network
+once a forward: another u and v where a layer is used twice or not at all.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,19 +18,22 @@ from torch.nn.utils.spectral_norm import SpectralNorm as TorchsHook
 
 from deepgen_ext.nn.spectral_norm import SpectralNorm as OurSpectralNorm
 from deepgen_ext.ops import spectral_normalize
+from deepgen_ext.ops.power_iteration import known_scaled_weight
 
 from .accelerated import Accelerated
+from .spectral_group import SpectralGroup, Turn, can_wait
 
 
 class _SpectralNorm(Accelerated, OurSpectralNorm, parametrizations._SpectralNorm):
     """Of `torch.nn.utils.parametrizations.spectral_norm`."""
 
     replaces = parametrizations._SpectralNorm
-    gain = "the weight is read half as often; nothing to compute in eval mode without gradients"
-    keeps = "_kept", "ready"
+    gain = "one call for all layers, which reads weights half as often; eval mode keeps its weights"
+    keeps = "_kept", "ready", "_turn"
 
     coefficient = rtol = atol = None
     grouped = False
+    _turn: Turn
 
     @classmethod
     def why_not(cls, module: Any) -> str:
@@ -37,13 +41,32 @@ class _SpectralNorm(Accelerated, OurSpectralNorm, parametrizations._SpectralNorm
             return "a vector, whose norm torch has at once"
         return _why_not_vectors(module._u, module._v)
 
+    @classmethod
+    def together(cls, parts: list[Any]) -> None:
+        group = SpectralGroup()
+        for part in parts:
+            part._turn = Turn(group, part.dim)
+
     def prepare(self) -> None:
+        self.together([self])
         self.forget()
 
+    def forget(self) -> None:
+        super().forget()
+        self._turn.leave()
+
     def forward(self, weight: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return super().forward(weight)
         if in_functorch():
             return self.replaces.forward(self, weight)
-        return super().forward(weight)
+        if not (self.training and can_wait(weight)):
+            return super().forward(weight)
+        buffers = self._buffers
+        step = self._turn.take(
+            weight, buffers["_u"], buffers["_v"], self.n_power_iterations, self.eps
+        )
+        return self.attach(weight, *step)
 
     def step(self, weight: Tensor) -> Tensor:
         # In a checkpoint's second forward too, where nn.SpectralNorm would stand still.
@@ -59,7 +82,7 @@ class _SpectralNorm(Accelerated, OurSpectralNorm, parametrizations._SpectralNorm
         shape = [1] * max(self.dim + 1, 2)
         shape[1 if self.dim == 0 else 0] = len(self._v)
         shape[self.dim] = len(self._u)
-        weight = torch.randn(shape, dtype=self._u.dtype, device=self._u.device)
+        weight = nn.Parameter(torch.randn(shape, dtype=self._u.dtype, device=self._u.device))
         for mode in (True, False):
             expected, found = original.train(mode)(weight), self.train(mode)(weight)
             yield "the scaled weight", expected, found
@@ -70,21 +93,38 @@ class _SpectralNorm(Accelerated, OurSpectralNorm, parametrizations._SpectralNorm
 class SpectralNorm(Accelerated, TorchsHook):
     """Of `torch.nn.utils.spectral_norm`: no module, but a hook of one.
 
-    It steps v first, the order in which one read of the weight does not do for a step; what is
-    gained is the scaling, and above all its gradient. Eval mode is torch's own.
+    It steps v first: v <- W'u / |W'u|, u <- Wv / |Wv|, sigma = u'Wv. That is the step of the
+    parametrization, of W' instead of W, with u and v in each other's place; W' is read as W lies.
+    Where that is not possible, because the outputs are not the first dimension or the weight is
+    not contiguous, torch iterates, and what is gained is the scaling. Eval mode is torch's own.
     """
 
     replaces = TorchsHook
-    gain = "in training the weight is scaled, and its gradient taken, in fewer passes"
-    caveat = "parametrizations.spectral_norm gains more"
-    keeps = ()
+    gain = "in training one call for all layers, which reads weights half as often"
+    caveat = "parametrizations.spectral_norm gains in eval mode as well"
+    keeps = ("_turn",)
+    _turn: Turn
+
+    @classmethod
+    def together(cls, parts: list[Any]) -> None:
+        group = SpectralGroup()
+        for part in parts:
+            part._turn = Turn(group, transposed=True)
+
+    def prepare(self) -> None:
+        self.together([self])
 
     def compute_weight(self, module: nn.Module, do_power_iteration: bool) -> Tensor:
         if not do_power_iteration:
             return super().compute_weight(module, do_power_iteration)
         weight, u, v = (getattr(module, self.name + part) for part in ("_orig", "_u", "_v"))
-        if in_functorch() or _why_not_vectors(u, v):
+        if in_functorch() or weight.ndim < 2 or _why_not_vectors(u, v):
             return super().compute_weight(module, do_power_iteration)
+        may_wait = not torch.compiler.is_compiling() and can_wait(weight)
+        if may_wait and self.dim == 0 and weight.is_contiguous():
+            step = self._turn.take(weight, v, u, self.n_power_iterations, self.eps)
+            scaled = step.scaled.t().view_as(weight)
+            return known_scaled_weight(weight, scaled, step.v, step.u, step.sigma)
         with torch.no_grad():
             matrix = self.reshape_weight_to_matrix(weight)
             for _ in range(self.n_power_iterations):
@@ -102,11 +142,10 @@ class SpectralNorm(Accelerated, TorchsHook):
         shape = [2] * max(self.dim + 1, 2)
         shape[self.dim] = 3
         layer = nn.Module()
-        for part, size in (("_orig", shape), ("_u", 3), ("_v", 2 ** (len(shape) - 1))):
+        layer.register_parameter(self.name + "_orig", nn.Parameter(torch.randn(shape).double()))
+        for part, size in (("_u", 3), ("_v", 2 ** (len(shape) - 1))):
             layer.register_buffer(self.name + part, torch.randn(size, dtype=torch.float64))
-        twin = nn.Module()
-        for name, tensor in layer.named_buffers():
-            twin.register_buffer(name, tensor.clone())
+        twin = copy.deepcopy(layer)
         for moves in (True, False):
             expected = original.compute_weight(twin, moves)
             yield "the scaled weight", expected, self.compute_weight(layer, moves)

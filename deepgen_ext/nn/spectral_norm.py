@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from deepgen_ext.ops import power_iteration, scaled_weight_gradients, spectral_normalize
+from deepgen_ext.ops import power_iteration, spectral_normalize
+from deepgen_ext.ops.power_iteration import known_scaled_weight
 
 from .convolution_norm import ConvolutionNorm
 from .induced_norm import InducedNorm, LearnedExponent
@@ -191,30 +192,8 @@ class SpectralNorm(NormalizedWeight):
         self, weight: Tensor, scaled: Tensor, u: Tensor, v: Tensor, sigmas: Tensor
     ) -> Tensor:
         """What was computed of a weight, with a node of its own for its gradient."""
-        if not (torch.is_grad_enabled() and weight.requires_grad):
-            return self.weight(scaled)
-        matrix = ScaledWeight.apply(self.matrix(weight), scaled, u, v, sigmas, self.coefficient)
+        matrix = known_scaled_weight(self.matrix(weight), scaled, u, v, sigmas, self.coefficient)
         return self.weight(matrix)
-
-
-class ScaledWeight(torch.autograd.Function):
-    """A scaled weight that was computed without a graph, with the graph it would have had."""
-
-    @staticmethod
-    def forward(ctx, weight, scaled, u, v, sigmas, coefficient):
-        ctx.save_for_backward(weight, u, v, sigmas)
-        ctx.coefficient = coefficient
-        return scaled.view_as(scaled)
-
-    @staticmethod
-    def backward(ctx, grad):
-        weight, u, v, sigmas = ctx.saved_tensors
-        if torch.is_grad_enabled():  # sigma depends on the weight, in what will be differentiated
-            sigmas = power_iteration([weight], [u], [v], 0)[2]
-        (by_weight,) = scaled_weight_gradients(
-            [grad], torch.zeros_like(sigmas), [weight], [u], [v], sigmas, ctx.coefficient
-        )
-        return by_weight, None, None, None, None, None
 
 
 class UnitVector(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deepgen_ext._extension import library
+from deepgen_ext._extension import _C, library
 
 
 def power_iteration(
@@ -106,6 +106,23 @@ def scaled_weight_gradients(
     return library.spectral_normalize_backward(
         grads, grad_sigmas, weights, us, vs, sigmas, coefficient
     )
+
+
+def known_scaled_weight(
+    weight: Tensor,
+    scaled: Tensor,
+    u: Tensor,
+    v: Tensor,
+    sigma: Tensor,
+    coefficient: float | None = None,
+) -> Tensor:
+    """What `spectral_normalize` made of one weight under no_grad, with the graph it would have had.
+
+    sigma is (1,). Computes nothing; for eager mode, where a call that is an op costs too much.
+    """
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return scaled
+    return _C.known_scaled_weight(weight, scaled, u, v, sigma, coefficient or 0.0)
 
 
 def _vectors(us, vs, weights):

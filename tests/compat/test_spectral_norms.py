@@ -13,6 +13,7 @@ from torch.nn.utils import spectral_norm as hook
 from torch.utils.checkpoint import checkpoint
 
 from deepgen_ext import accelerate, report, restore
+from deepgen_ext.compat import spectral_group
 from deepgen_ext.compat import torch as replaced
 from deepgen_ext.nn.spectral_norm import SpectralNorm as OurSpectralNorm
 from tests.compat.accelerated_models import (
@@ -243,7 +244,8 @@ def test_verification_sees_a_difference(norm, monkeypatch) -> None:
         scaled, *rest = given(*args)
         return [tensor * 1.001 for tensor in scaled], *rest
 
-    monkeypatch.setattr(replaced, "spectral_normalize", wrong)
+    for module in (replaced, spectral_group):
+        monkeypatch.setattr(module, "spectral_normalize", wrong)
     monkeypatch.setattr(sys.modules[OurSpectralNorm.__module__], "spectral_normalize", wrong)
     layer = norm(nn.Conv2d(3, 4, 3))
     with pytest.warns(UserWarning, match=r"Norm\) stays: verification failed, the scaled weight"):
