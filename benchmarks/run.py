@@ -70,6 +70,7 @@ def all_entries() -> list[Entry]:
         "compat",
         "compat_flows",
         "compat_masked",
+        "compat_norms",
     )
     modules = [*(f"ops.{op}" for op in ops), *networks]
     return [
