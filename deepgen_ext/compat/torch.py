@@ -69,7 +69,7 @@ class _SpectralNorm(Accelerated, OurSpectralNorm, parametrizations._SpectralNorm
         return self.attach(weight, *step)
 
     def step(self, weight: Tensor) -> Tensor:
-        # In a checkpoint's second forward too, where nn.SpectralNorm would stand still.
+        # What cannot wait. In a checkpoint's second forward too, where nn.SpectralNorm stands still.
         scaled, u, v = self.scaled(weight, self._u, self._v, self.n_power_iterations)
         self.move(u, v)
         return scaled

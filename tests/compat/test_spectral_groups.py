@@ -11,116 +11,14 @@ import weakref
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
-from torch.nn.utils import spectral_norm as hook
-from torch.utils.checkpoint import checkpoint
+from torch import nn
 
 from deepgen_ext import restore
 from deepgen_ext.compat import spectral_group
 from tests.compat.accelerated_models import accelerated_parts, close, strictly_accelerated
+from tests.compat.spectral_twins import NORMS, WIDTH, Twins, network, original, run
 
-NORMS = {"parametrization": parametrizations.spectral_norm, "hook": hook}
 both = pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
-WIDTH = 4
-
-
-def network(norm, n: int = 4, dtype: torch.dtype = torch.float64) -> nn.ModuleList:
-    """Layers that take and give WIDTH x 1 x 1: what they do to an image is known by their order."""
-    torch.manual_seed(0)
-    layers = [norm(nn.Conv2d(WIDTH, WIDTH, 1)) for _ in range(n - 2)]
-    layers += [
-        norm(nn.ConvTranspose2d(WIDTH, WIDTH, 1)),
-        norm(nn.Conv2d(WIDTH, WIDTH, 3, padding=1)),
-    ]
-    return nn.ModuleList(layers).to(dtype)
-
-
-def original(layer: nn.Module) -> nn.Parameter:
-    is_new = parametrize.is_parametrized(layer)
-    return layer.parametrizations.weight.original if is_new else layer.weight_orig
-
-
-def run(model: nn.ModuleList, order: str) -> Tensor:
-    weight = original(model[0])
-    x = torch.linspace(-1, 1, 2 * WIDTH, dtype=weight.dtype).view(2, WIDTH, 1, 1)
-    for index in order:
-        x = torch.tanh(model[int(index)](x))
-    return x
-
-
-class Twins:
-    """torch's model and ours, with which the same is done; they are compared after each action."""
-
-    def __init__(self, norm, n: int = 4) -> None:
-        given = network(norm, n)
-        self.models = [given, strictly_accelerated(given, n)]
-        self.optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in self.models]
-
-    def compare(self, results: list[list[Tensor]]) -> None:
-        for model, found in zip(self.models, results, strict=True):
-            found += [*model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
-        close(results[1], results[0], 1e-9)
-
-    def use(self, order: str) -> None:
-        self.compare([[run(model, order)] for model in self.models])
-
-    def use_without_graph(self, order: str) -> None:
-        with torch.no_grad():
-            self.use(order)
-
-    def use_for_inference(self, order: str) -> None:
-        with torch.inference_mode():
-            self.compare([[run(model, order)] for model in self.models])
-
-    def learn(self, order: str) -> None:
-        """Two passes before one backward pass; an optimiser's step."""
-        for model, optimizer in zip(self.models, self.optimizers, strict=True):
-            optimizer.zero_grad()
-            (run(model, order).square().sum() + run(model, order[::-1]).sum()).backward()
-        self.compare([[], []])
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def checkpoint(self, order: str) -> None:
-        for model in self.models:
-            model.zero_grad()
-            checkpoint(run, model, order, use_reentrant=False).square().sum().backward()
-        self.compare([[], []])
-
-    def interrupted(self, order: str) -> None:
-        """A pass within which a weight of a later layer, or its u, is written."""
-        results = []
-        for model in self.models:
-            first = run(model, order[:1])
-            with torch.no_grad():
-                original(model[int(order[-1])]).mul_(1.5)
-                [*model[int(order[-1])].buffers()][0].neg_()
-            results.append([first, run(model, order[1:])])
-        self.compare(results)
-
-    def replaced_data(self, order: str) -> None:
-        for model in self.models:
-            weight = original(model[int(order[-1])])
-            weight.data = weight.detach() + 0.1
-        self.use(order)
-
-    def evaluate(self, order: str) -> None:
-        for model in self.models:
-            model.eval()
-        self.use(order)
-        self.use_without_graph(order)
-        for model in self.models:
-            model.train()
-
-    def copy(self, order: str) -> None:
-        """The copies go on, the originals are used once more, both from where they were."""
-        self.use_without_graph("0123")  # of the hook's weights torch copies none with a graph
-        before, self.models = self.models, [copy.deepcopy(model) for model in self.models]
-        self.optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in self.models]
-        self.use(order)
-        self.compare([[run(model, order)] for model in before])
-
 
 ACTIONS = (
     Twins.use,
@@ -130,6 +28,7 @@ ACTIONS = (
     Twins.checkpoint,
     Twins.interrupted,
     Twins.replaced_data,
+    Twins.replaced_vectors,
     Twins.evaluate,
     Twins.copy,
 )
@@ -193,6 +92,8 @@ def test_a_pass_is_one_call(norm, calls) -> None:
     changed(model)
     assert sizes_of(calls, model, "01023") == [4, 1], "a layer that comes again steps alone"
     changed(model)
+    assert sizes_of(calls, model, "01231") == [4, 1], "also when nothing waits"
+    changed(model)
     assert sizes_of(calls, model, "2310") == [4]
 
 
@@ -215,6 +116,22 @@ def test_layers_that_are_not_used_leave_and_come_back(norm, calls) -> None:
 
 
 @both
+def test_what_a_pass_has_left_is_dropped_with_the_next_optimisers_step(norm) -> None:
+    """Then weights are written through `.data`, as WGAN clips them: no version tells of that."""
+    model = accelerated(norm, 3)
+    twin = restore(copy.deepcopy(model))
+    for layers in (model, twin):
+        for _ in range(2):
+            run(layers, "012")
+        changed(layers)
+        run(layers, "01")
+        with torch.no_grad():
+            original(layers[0]).mul_(0.9)
+        original(layers[2]).data.clamp_(-0.1, 0.1)
+    close([run(model, "210")], [run(twin, "210")], 1e-10)
+
+
+@both
 def test_nothing_is_kept_that_is_of_no_use(norm) -> None:
     model = accelerated(norm, 3)
     turns = [part._turn for part in accelerated_parts(model)]
@@ -226,7 +143,7 @@ def test_nothing_is_kept_that_is_of_no_use(norm) -> None:
     assert [turn.ahead is not None for turn in turns] == [False, True, True]
     kept = weakref.ref(turns[1].ahead.step.scaled)
     weight = weakref.ref(original(model[2]))
-    if norm is hook:
+    if norm is NORMS["hook"]:
         changed(model)
         run(model, "0")
     else:
@@ -258,6 +175,16 @@ def test_other_dtypes_and_iterations_are_other_calls(norm, calls) -> None:
 
 
 @both
+def test_a_layer_of_another_shape_does_not_disturb_the_others(norm) -> None:
+    model = accelerated(norm, 2)
+    for _ in range(2):
+        run(model, "01")
+    changed(model)
+    original(model[1]).data = torch.ones(WIDTH, WIDTH, 3, 3, dtype=torch.float64)
+    run(model, "0")
+
+
+@both
 def test_copies_and_pickles_are_groups_of_their_own(norm, calls) -> None:
     model = accelerated(norm, 4)
     for _ in range(2):
@@ -268,7 +195,7 @@ def test_copies_and_pickles_are_groups_of_their_own(norm, calls) -> None:
         changed(model)
         run(model, "01")  # two steps wait
     twins = [copy.deepcopy(model)]
-    if norm is hook:
+    if norm is NORMS["hook"]:
         twins.append(pickle.loads(pickle.dumps(model)))
     for twin in twins:
         groups = {id(part._turn.group) for part in accelerated_parts(twin)}

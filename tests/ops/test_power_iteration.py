@@ -32,6 +32,9 @@ def many_weights():
         draw(300, 700, seed=8),
         draw(1100, 130, seed=9),
         draw(3, 2100, seed=10),
+        draw(1100, 130, seed=11).t(),
+        draw(130, 1101, seed=12).t(),
+        draw(3, 2100, seed=13).t(),
     ]
 
 
