@@ -10,8 +10,9 @@ A weight that is written through `.data` in the midst of a pass is the one chang
 (train() and eval() drop what waits of a parametrization); after an optimiser's step nothing of
 before is taken. Scaled weights wait until they are taken, and no longer than to the next pass.
 
-On a CPU what is saved is the overhead of a call a layer, a fifth of the time of layers of 64 units and
-nothing of large ones; on a GPU it is launches, which nobody has timed yet.
+On a CPU what is saved is the overhead of a call a layer: against the same steps one by one, 1.5 times
+faster forward for 20 layers of 64 units, 1.3 with gradients; within 10 % for 3 M weights and more. On a
+GPU it is launches, which nobody has timed yet.
 """
 
 from __future__ import annotations
