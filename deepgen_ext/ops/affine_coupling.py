@@ -148,17 +148,7 @@ def _(grad_output, grad_log_det, x, raw_scale, mask, scale_map, clamp, inverse):
 
 
 @torch.library.register_fake("deepgen_ext::half_coupling")
-def _(
-    visible,
-    moved,
-    parameters,
-    moved_first,
-    scale_map,
-    clamp,
-    inverse,
-    order="scale_shift",
-    alternating=False,
-):
+def _(visible, moved, parameters, *args, **options):
     sum_type = torch.float64 if moved.dtype == torch.float64 else torch.float32
     sizes = [moved.shape[0], visible.shape[1] + moved.shape[1], *moved.shape[2:]]
     layout = torch._prims_common.suggest_memory_format(moved)
@@ -167,16 +157,7 @@ def _(
 
 
 @torch.library.register_fake("deepgen_ext::half_coupling_backward")
-def _(
-    grad_output,
-    grad_log_det,
-    moved,
-    parameters,
-    scale_map,
-    clamp,
-    inverse,
-    order="scale_shift",
-):
+def _(grad_output, grad_log_det, moved, parameters, *args, **options):
     return torch.empty_like(moved), torch.empty_like(parameters)
 
 
