@@ -168,6 +168,33 @@ def test_goes_on_where_func_expands(solver) -> None:
 
 
 @solvers
+def test_nothing_is_kept_from_before_an_expansion(solver) -> None:
+    """What follows it is what a call that begins there asks."""
+    func, asked = (lambda v: 2.8 * v * (1 - v)), ([], [])
+    solver(
+        lambda v: asked[0].append(v.clone()) or func(v), torch.full((1, 1), 1e-3).double(), tol=1e-9
+    )
+    points = torch.cat(asked[0])[:, 0]
+    growth = (func(points).diff() / points.diff()).abs()
+    seen = int((growth >= 1).nonzero().max()) + 1
+    after = func(points[seen]).view(1, 1)
+    solver(lambda v: asked[1].append(v.clone()) or func(v), after, tol=1e-9)
+    rest = points[seen + 1 :]
+    assert len(rest) >= 4
+    torch.testing.assert_close(torch.cat(asked[1])[: len(rest), 0], rest)
+
+
+@pytest.mark.parametrize(("stop_mode", "best", "step"), [("abs", 3.0, 1), ("rel", 63.0, 5)])
+def test_the_best_is_that_of_the_mode(stop_mode, best, step) -> None:
+    """The residuals of 2 x + 1 grow, and more slowly than its images."""
+    x, _, info = functional.fixed_point_iter(
+        lambda v: 2 * v + 1, torch.ones(1, 1), max_iter=5, stop_mode=stop_mode
+    )
+    assert x == best
+    assert info["nstep"] == step
+
+
+@solvers
 def test_what_has_no_fixed_point_gives_the_best(solver) -> None:
     x0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
     rate = torch.tensor([[2.0], [0.5]], dtype=torch.float64)
