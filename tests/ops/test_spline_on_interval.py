@@ -142,6 +142,23 @@ def test_ends(dtype, inverse, interval):
     assert (y <= expected[:, 1:]).all()
 
 
+def test_results_stay_within_however_the_ends_round():
+    generator = torch.Generator().manual_seed(0)
+    _, *parameters = (t.float() for t in inputs_of((1, 2), 3, UNIT, False))
+    for least, length in torch.rand(300, 2, generator=generator, dtype=torch.float64).tolist():
+        interval = (0.0, 1.0, least, least + length)
+        y, log_det = ops.rational_quadratic_spline(
+            torch.tensor([[0.0, 1.0]]), *parameters, interval=interval
+        )
+        ends = torch.tensor(interval[2:], dtype=torch.float32)
+        assert y[0, 0] >= ends[0]
+        assert y[0, 1] <= ends[1]
+        back, _ = ops.rational_quadratic_spline(
+            ends[None], *parameters, interval=interval, inverse=True
+        )
+        assert back.isfinite().all()
+
+
 @both_ways
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_outside_is_nan_and_so_are_the_gradients_of_it_alone(dtype, inverse):

@@ -192,6 +192,12 @@ def test_the_best_is_that_of_the_mode(stop_mode, best, step) -> None:
     )
     assert x == best
     assert info["nstep"] == step
+    x, _, info = functional.fixed_point_iter(
+        lambda v: 2 * v + 1, torch.ones(1, 1), max_iter=5, stop_mode=stop_mode, return_final=True
+    )
+    assert x == 63
+    assert info["nstep"] == 5
+    assert info["abs_lowest"] == 32
 
 
 @solvers
