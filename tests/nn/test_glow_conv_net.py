@@ -76,7 +76,15 @@ def _circular(net):
 
 
 def _dilated(net):
-    net.input = nn.Conv2d(3, 6, 3, padding=2, dilation=2).double()
+    net.input.dilation = (2, 2)
+
+
+def _padded(net):
+    net.input = nn.Conv2d(3, 6, 3, padding=2).double()
+
+
+def _stepped(net):
+    net.hidden.stride = (2, 2)
 
 
 def _no_bias(net):
@@ -105,6 +113,8 @@ def _another_head(net):
         _backward_pre_hook,
         _circular,
         _dilated,
+        _padded,
+        _stepped,
         _no_bias,
         _another_class,
         _another_head,
