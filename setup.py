@@ -206,9 +206,13 @@ class Build(BuildExtension):
         (folder / "flags.txt").write_text(" ".join([nvcc.version, *flags]))
         return objects
 
+    def run(self):
+        # setuptools clears `inplace` while it builds, and copies the library afterwards.
+        self.in_tree = self.inplace or getattr(self, "editable_mode", False)
+        super().run()
+
     def write_record(self, record):
-        in_tree = self.inplace or getattr(self, "editable_mode", False)
-        package = (ROOT if in_tree else Path(self.build_lib)) / "deepgen_ext"
+        package = (ROOT if self.in_tree else Path(self.build_lib)) / "deepgen_ext"
         package.mkdir(parents=True, exist_ok=True)
         (package / "_build.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -14,6 +14,7 @@
 // forward, 350 of them the exponentials.
 #include <vector>
 
+#include "../rational_quadratic_spline.h"
 #include "../rational_quadratic_spline_gradient.h"
 #include "lanes.h"
 #include "tile.h"
