@@ -12,9 +12,10 @@
 // copy of as many bytes as the forward pass moves: forward 4 to 6, inverse 5 to 7, forward and
 // backward 11 to 15. What is over the floor is arithmetic: about 830 instructions for 8 elements
 // forward, 350 of them the exponentials.
+#include "../rational_quadratic_spline.h"
+
 #include <vector>
 
-#include "../rational_quadratic_spline.h"
 #include "../rational_quadratic_spline_gradient.h"
 #include "lanes.h"
 #include "tile.h"
