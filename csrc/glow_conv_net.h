@@ -26,11 +26,12 @@ struct GlowConvNet {
   void* activations = nullptr;
 
   int64_t positions() const { return height * width; }
-  // So many that the products are long enough and their results stay in a core's cache in between;
-  // of any number of threads the same.
+  // So many that the products are long enough and their results stay in a core's cache in between,
+  // and two chunks at least, for two threads; of any number of threads the same.
   int64_t samples_a_chunk() const {
-    const int64_t whole = chunk_positions / (positions() > 0 ? positions() : 1);
-    return whole < 1 ? 1 : whole > batch && batch > 0 ? batch : whole;
+    const int64_t fitting = chunk_positions / (positions() > 0 ? positions() : 1);
+    const int64_t half = (batch + 1) / 2, most = fitting < half ? fitting : half;
+    return most < 1 ? 1 : most;
   }
   int64_t chunks() const { return (batch + samples_a_chunk() - 1) / samples_a_chunk(); }
 };
