@@ -34,7 +34,10 @@ def layers(x: Tensor, *given: Tensor) -> Tensor:
 
 
 def _products(shape: Shape, backward: bool, setting: Setting) -> Callable[[], Results]:
-    """The matrix products alone, of columns that are there already, into matrices that are there."""
+    """The matrix products alone, of columns that are there already, into matrices that are there.
+
+    Whole ones, which BLAS cuts for several threads: ours cuts samples, and can be below that.
+    """
     batch, inputs, hidden, side = shape
     positions = batch * side * side
     calls = []
