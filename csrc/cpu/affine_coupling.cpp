@@ -172,6 +172,7 @@ void forward_tile(const AffineCoupling& p, const Tile& tile, T* sums) {
     map_exp_rows(p.inverse, tile.rows, tile.columns, rows_of<const T>(p.x, tile),
                  rows_of<const T>(p.raw_scale, tile), rows_of<const T>(p.shift, tile),
                  rows_of<T>(p.y, tile), sums);
+    if (p.kept) copy_rows(tile, rows_of<const T>(p.kept, tile), rows_of<T>(p.kept_copy, tile));
     return;
   }
   T x_buffer[tile_elements], raw_buffer[tile_elements], shift_buffer[tile_elements];

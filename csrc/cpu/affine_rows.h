@@ -23,19 +23,24 @@ struct Rows {
 // Whether the rows of the tile can be mapped where they are, one by one.
 template <class T>
 bool maps_rows_in_place(const AffineCoupling& p, const Tile& tile) {
-  if (p.scale_map != ScaleMap::exp || p.mask || p.kept || tile.rows == 1) return false;
+  if (p.scale_map != ScaleMap::exp || p.mask || tile.rows == 1) return false;
   if (tile.columns < least_row || tile.columns % least_row_step) return false;
   if (p.storage != (sizeof(T) == 8 ? Storage::f64 : Storage::f32)) return false;
   for (const Operand* operand : {&p.x, &p.raw_scale, &p.shift, &p.y}) {
     if (!has_dense_rows(*operand, p.extent)) return false;
   }
-  return true;
+  return !p.kept || (has_dense_rows(p.kept, p.extent) && has_dense_rows(p.kept_copy, p.extent));
 }
 
 template <class T>
 Rows<T> rows_of(const Operand& operand, const Tile& tile) {
   T* first = static_cast<T*>(const_cast<void*>(operand.data));
   return {first + tile.row * operand.batch_stride, operand.batch_stride};
+}
+
+template <class T>
+void copy_rows(const Tile& tile, Rows<const T> from, Rows<T> to) {
+  for (int64_t r = 0; r < tile.rows; ++r) std::copy_n(from[r], tile.columns, to[r]);
 }
 
 // Maps one row and returns the sum of its log s, taken in the same loop.

@@ -83,31 +83,36 @@ DEEPGEN_INLINE void for_each_run(const Operand& operand, const Extent& extent, c
   }
 }
 
+// Calls each(columns) with a constant where rows are short, as those of a chunk of (n, 16): a fixed
+// length spares a loop's overhead.
+template <class Each>
+DEEPGEN_INLINE void with_columns(int64_t columns, Each each) {
+  switch (columns) {
+    case 1:
+      return each(std::integral_constant<int64_t, 1>{});
+    case 2:
+      return each(std::integral_constant<int64_t, 2>{});
+    case 4:
+      return each(std::integral_constant<int64_t, 4>{});
+    case 8:
+      return each(std::integral_constant<int64_t, 8>{});
+    default:
+      return each(columns);
+  }
+}
+
 template <class From, class To>
 DEEPGEN_INLINE void gather_as(const Operand& operand, const Extent& extent, const Tile& tile,
                               To* buffer) {
   const From* data = static_cast<const From*>(operand.data);
   const int64_t stride = operand.stride[2];
   if (tile.rows > 1 && has_dense_rows(operand, extent)) {
-    // Short rows, as of a chunk of (n, 16): a fixed length spares the loop's overhead.
-    const auto copy_rows = [&](auto columns) {
+    return with_columns(tile.columns, [&](auto columns) {
       for (int64_t r = 0; r < tile.rows; ++r) {
         const From* from = data + (tile.row + r) * operand.batch_stride;
         for (int64_t i = 0; i < columns; ++i) buffer[r * columns + i] = static_cast<To>(from[i]);
       }
-    };
-    switch (tile.columns) {
-      case 1:
-        return copy_rows(std::integral_constant<int64_t, 1>{});
-      case 2:
-        return copy_rows(std::integral_constant<int64_t, 2>{});
-      case 4:
-        return copy_rows(std::integral_constant<int64_t, 4>{});
-      case 8:
-        return copy_rows(std::integral_constant<int64_t, 8>{});
-      default:
-        return copy_rows(tile.columns);
-    }
+    });
   }
   for_each_run(operand, extent, tile, [&](int64_t position, int64_t offset, int64_t length) {
     To* to = buffer + position;
@@ -127,6 +132,14 @@ DEEPGEN_INLINE void scatter_as(const Operand& operand, const Extent& extent, con
                                const From* buffer) {
   To* data = static_cast<To*>(operand.data);
   const int64_t stride = operand.stride[2];
+  if (tile.rows > 1 && has_dense_rows(operand, extent)) {
+    return with_columns(tile.columns, [&](auto columns) {
+      for (int64_t r = 0; r < tile.rows; ++r) {
+        To* to = data + (tile.row + r) * operand.batch_stride;
+        for (int64_t i = 0; i < columns; ++i) to[i] = static_cast<To>(buffer[r * columns + i]);
+      }
+    });
+  }
   for_each_run(operand, extent, tile, [&](int64_t position, int64_t offset, int64_t length) {
     for (int64_t i = 0; i < length; ++i)
       data[offset + i * stride] = static_cast<To>(buffer[position + i]);
