@@ -7,11 +7,13 @@ from functools import partial
 
 from benchmarks.measured_tables import Excerpt, Ratio, Table
 
-RECORD = "amd-epyc"  # the device as records are called, of all tables
+RECORD = "intel-xeon"  # the device as records are called, of all tables
+COMMAND = "python benchmarks/run.py --save"
 PASS = "one pass, masks applied"
 _drawn = partial(Ratio, to=PASS)
-_COUPLING_ROWS = ("torch.compile", "eager", "nflows", "normflows", "FrEIA", "zuko")
-_COUPLING_HEAD = ("", "ours", "torch.compile", "eager torch", *_COUPLING_ROWS[2:])
+PEERS = ("nflows", "normflows", "FrEIA", "zuko")
+_COUPLING_ROWS = ("torch.compile", "eager", *PEERS)
+_COUPLING_HEAD = ("", "ours", "torch.compile", "eager torch", *PEERS)
 
 
 def _sampling(label: str, entry: str, passes: int, incremental: bool) -> tuple[str, list]:
@@ -37,17 +39,45 @@ def _accelerated(features: int) -> tuple[str, list[Ratio]]:
     ]
 
 
+def _before(entry: str) -> Ratio:
+    return Ratio(f"accelerate {entry}", "before", "ours", spread=True)
+
+
+def _flow(label: str, name: str, calls: Sequence[str]) -> tuple[str, list[Ratio]]:
+    return label, [_before(f"{name} {call}") for call in calls]
+
+
+def _norms(label: str, name: str, has_eval: bool = True) -> tuple[str, list[Ratio | str]]:
+    passes = [_before(f"spectral norm {name} {kind}") for kind in ("forward", "forward+backward")]
+    return label, [*passes, _before(f"spectral norm {name} eval") if has_eval else ""]
+
+
+def _step(label: str, entry: str) -> tuple[str, list[Ratio]]:
+    rivals = (
+        "ours, reversible",
+        "eager: the same, ops in plain torch",
+        "torch.compile of that",
+    )
+    return label, [
+        Ratio(entry, to=NETS, bold=True, spread=True),
+        *(Ratio(entry, rival, NETS, spread=True) for rival in rivals),
+    ]
+
+
+NETS = "the same in torch, channels first"
+VECTORS = "log prob", "sample", "training step"
+PICTURES = "inverse", "forward", "step to z"
 GRAY = "PixelCNN 7x64 sampling, batch"
 _accelerate = Table(
-    f"{RECORD}-accelerate",
-    "python benchmarks/run.py --filter accelerate --save",
+    RECORD,
+    COMMAND,
     ("", "nflows", "normflows", "zuko"),
     [_accelerated(784), _accelerated(64)],
 )
 TABLES: dict[str, Table | Excerpt] = {
     "sampling": Table(
-        f"{RECORD}-pixelcnn",
-        "python benchmarks/run.py --filter PixelCNN --save",
+        RECORD,
+        COMMAND,
         ("", "ours", "careful incremental torch", "a pass a pixel"),
         [
             _sampling(
@@ -67,8 +97,8 @@ TABLES: dict[str, Table | Excerpt] = {
         ],
     ),
     "couplings": Table(
-        f"{RECORD}-affine-coupling-image",
-        'python benchmarks/run.py --filter "affine_coupling image" --save',
+        RECORD,
+        COMMAND,
         _COUPLING_HEAD,
         [
             _against("tanh", "affine_coupling image tanh forward", ("normflows", "zuko")),
@@ -83,11 +113,17 @@ TABLES: dict[str, Table | Excerpt] = {
                 "affine_coupling image sigmoid forward+backward to the conditioner",
                 ("FrEIA", "zuko"),
             ),
+            _against(
+                "a layer but for its net (`half_coupling`), exp, forward + backward",
+                "half_coupling image exp forward+backward",
+                PEERS,
+            ),
+            _against("the same, sigmoid", "half_coupling image sigmoid forward+backward", PEERS),
         ],
     ),
     "elementwise": Table(
         RECORD,
-        "python benchmarks/run.py --save",
+        COMMAND,
         _COUPLING_HEAD,
         [
             _against(
@@ -115,6 +151,62 @@ TABLES: dict[str, Table | Excerpt] = {
         },
     ),
     "accelerate": _accelerate,
+    "glow": Table(
+        RECORD,
+        COMMAND,
+        ("", "ours", "ours, reversible", "eager torch", "torch.compile"),
+        [
+            _step("digits, 8x8, hidden 64, batch 64", "glow step digits"),
+            _step("3x32x32, hidden 128, batch 16", "glow step 3x32x32"),
+        ],
+    ),
+    "flows": Table(
+        RECORD,
+        COMMAND,
+        ("", "log-density, or to z", "sampling, or to x", "training step"),
+        [
+            _flow("nflows, affine couplings", "nflows affine couplings", VECTORS),
+            _flow("nflows, spline couplings", "nflows spline couplings", VECTORS),
+            _flow("normflows, affine couplings", "normflows affine couplings", VECTORS),
+            _flow("normflows, spline couplings", "normflows spline couplings", VECTORS),
+            _flow("FrEIA, `GLOWCouplingBlock`", "FrEIA GLOW", VECTORS),
+            _flow("FrEIA, `AllInOneBlock`", "FrEIA AllInOne", VECTORS),
+            _flow(
+                "the same, learned permutations", "FrEIA AllInOne, learned permutations", VECTORS
+            ),
+            _flow("zuko, NICE", "zuko NICE affine", VECTORS),
+            _flow("zuko, NICE with splines", "zuko NICE spline", VECTORS),
+            _flow("normflows, `GlowBlock`, 8x8", "normflows Glow 8x8", PICTURES),
+            _flow("normflows, `GlowBlock`, 16x16", "normflows Glow 16x16", PICTURES),
+            (
+                "normflows, `Residual` of an MLP, in eval mode",
+                ["", _before("normflows residual inverse MLP"), ""],
+            ),
+            (
+                "the same, convolutions",
+                ["", _before("normflows residual inverse convolutions"), ""],
+            ),
+        ],
+    ),
+    "norms": Table(
+        RECORD,
+        COMMAND,
+        ("", "forward", "forward + backward", "eval mode"),
+        [
+            _norms("parametrization, 20 `Linear` 64", "parametrization 20 Linear 64"),
+            _norms(
+                "parametrization, 20 convolutions of 16 channels", "parametrization 20 convs 16"
+            ),
+            _norms("parametrization, critic of 3 M weights", "parametrization critic"),
+            _norms(
+                "parametrization, 20 convolutions, 11 M weights", "parametrization 20 convs 11 M"
+            ),
+            _norms("hook, 20 `Linear` 64", "hook 20 Linear 64", False),
+            _norms("hook, 20 convolutions of 16 channels", "hook 20 convs 16", False),
+            _norms("hook, critic of 3 M weights", "hook critic", False),
+            _norms("hook, 20 convolutions, 11 M weights", "hook 20 convs 11 M", False),
+        ],
+    ),
     "energies": Excerpt(
         "energies",
         "deepgen energies-table",

@@ -78,7 +78,7 @@ def test_ten_lines_train_and_sample():
     assert names["loss"] < 4.0  # log2(17) = 4.09 is no model at all
 
 
-@pytest.mark.parametrize("peer", ["nflows", "normflows", "zuko"])
+@pytest.mark.parametrize("peer", ["nflows", "normflows", "zuko", "FrEIA"])
 def test_models_of_other_libraries_are_accelerated(peer):
     pytest.importorskip(peer, reason='needs pip install "deepgen_ext[peers]"')
     (block,) = (b for b in BLOCKS if re.search(rf"^(from|import) {peer}", b, re.M))
