@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.measured_tables import Excerpt, Ratio, Table
 
-RECORD = "intel-xeon"  # the device as records are called, of all tables
-COMMAND = "python benchmarks/run.py --save"
+DEVICE = "intel-xeon"  # as the names of its records begin
 PASS = "one pass, masks applied"
 _drawn = partial(Ratio, to=PASS)
 PEERS = ("nflows", "normflows", "FrEIA", "zuko")
 _COUPLING_ROWS = ("torch.compile", "eager", *PEERS)
 _COUPLING_HEAD = ("", "ours", "torch.compile", "eager torch", *PEERS)
+
+
+def _filtered(words: str) -> tuple[str, str]:
+    """The record of the entries whose names contain the words, and the command that writes it."""
+    record = re.sub(r"[^a-z0-9]+", "-", f"{DEVICE} {words}".lower())
+    return record, f"python benchmarks/run.py --filter {shlex.quote(words)} --save".replace(
+        "'", '"'
+    )
 
 
 def _sampling(label: str, entry: str, passes: int, incremental: bool) -> tuple[str, list]:
@@ -24,6 +33,12 @@ def _sampling(label: str, entry: str, passes: int, incremental: bool) -> tuple[s
 def _against(label: str, entry: str, without: Sequence[str] = (), to: str = "copy") -> tuple:
     rivals = ["" if r in without else Ratio(entry, r, to) for r in _COUPLING_ROWS]
     return label, [Ratio(entry, to=to, bold=True), *rivals]
+
+
+def _layer(label: str, kind: str) -> tuple[str, list[Ratio]]:
+    entry = f"half_coupling image {kind}"
+    rivals = "ours: chunk, affine_coupling, cat", "torch.compile", "eager"
+    return label, [Ratio(entry, bold=True), *(Ratio(entry, rival) for rival in rivals)]
 
 
 def _accelerated(features: int) -> tuple[str, list[Ratio]]:
@@ -64,20 +79,18 @@ def _step(label: str, entry: str) -> tuple[str, list[Ratio]]:
     ]
 
 
-NETS = "the same in torch, channels first"
+NETS = "convolutions, channels first"
 VECTORS = "log prob", "sample", "training step"
 PICTURES = "inverse", "forward", "step to z"
 GRAY = "PixelCNN 7x64 sampling, batch"
 _accelerate = Table(
-    RECORD,
-    COMMAND,
+    *_filtered("accelerate"),
     ("", "nflows", "normflows", "zuko"),
     [_accelerated(784), _accelerated(64)],
 )
 TABLES: dict[str, Table | Excerpt] = {
     "sampling": Table(
-        RECORD,
-        COMMAND,
+        *_filtered("PixelCNN"),
         ("", "ours", "careful incremental torch", "a pass a pixel"),
         [
             _sampling(
@@ -97,8 +110,7 @@ TABLES: dict[str, Table | Excerpt] = {
         ],
     ),
     "couplings": Table(
-        RECORD,
-        COMMAND,
+        *_filtered("affine_coupling image"),
         _COUPLING_HEAD,
         [
             _against("tanh", "affine_coupling image tanh forward", ("normflows", "zuko")),
@@ -113,17 +125,21 @@ TABLES: dict[str, Table | Excerpt] = {
                 "affine_coupling image sigmoid forward+backward to the conditioner",
                 ("FrEIA", "zuko"),
             ),
-            _against(
-                "a layer but for its net (`half_coupling`), exp, forward + backward",
-                "half_coupling image exp forward+backward",
-                PEERS,
-            ),
-            _against("the same, sigmoid", "half_coupling image sigmoid forward+backward", PEERS),
+        ],
+    ),
+    "layers": Table(
+        *_filtered("half_coupling image"),
+        ("", "ours", "`affine_coupling` apart", "torch.compile", "eager torch"),
+        [
+            _layer("exp, forward", "exp forward"),
+            _layer("exp, forward + backward", "exp forward+backward"),
+            _layer("sigmoid, forward", "sigmoid forward"),
+            _layer("sigmoid, forward + backward", "sigmoid forward+backward"),
         ],
     ),
     "elementwise": Table(
-        RECORD,
-        COMMAND,
+        "amd-epyc",
+        "python benchmarks/run.py --save",
         _COUPLING_HEAD,
         [
             _against(
@@ -152,8 +168,7 @@ TABLES: dict[str, Table | Excerpt] = {
     ),
     "accelerate": _accelerate,
     "glow": Table(
-        RECORD,
-        COMMAND,
+        *_filtered("glow step"),
         ("", "ours", "ours, reversible", "eager torch", "torch.compile"),
         [
             _step("digits, 8x8, hidden 64, batch 64", "glow step digits"),
@@ -161,8 +176,7 @@ TABLES: dict[str, Table | Excerpt] = {
         ],
     ),
     "flows": Table(
-        RECORD,
-        COMMAND,
+        *_filtered("accelerate"),
         ("", "log-density, or to z", "sampling, or to x", "training step"),
         [
             _flow("nflows, affine couplings", "nflows affine couplings", VECTORS),
@@ -189,8 +203,7 @@ TABLES: dict[str, Table | Excerpt] = {
         ],
     ),
     "norms": Table(
-        RECORD,
-        COMMAND,
+        *_filtered("accelerate"),
         ("", "forward", "forward + backward", "eval mode"),
         [
             _norms("parametrization, 20 `Linear` 64", "parametrization 20 Linear 64"),

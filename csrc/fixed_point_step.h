@@ -97,9 +97,14 @@ DEEPGEN_HD Next judge(const StepSums& sums, double lipschitz, double unit, int m
     return Next::back;
   }
   const bool is_plain = !was_proposed && norm <= plain_contraction * record[residual];
+  // After a Picard step |r| <= L |r_before| + 2 e. Where it has not fallen, |r| (1 - L) <= 2 e:
+  // rounding leads in a circle, and there is no more to come.
+  const bool is_circle = !was_proposed && state[evaluations] > 1 && norm >= record[residual] &&
+                         norm * (1 - factor) <= 2 * rounding;
   record[residual] = norm;
   record[bound] = (factor * norm + rounding) / (1 - factor);
-  const double reachable = 2 * rounding / (1 - factor);
+  const double least = 2 * rounding / (1 - factor),
+               reachable = is_circle && record[bound] > least ? record[bound] : least;
   if (record[bound] <= record[tolerance] || record[bound] <= reachable) {
     state[status] = converged;
     if (reachable > record[tolerance]) record[tolerance] = reachable;

@@ -67,9 +67,17 @@ def _step(x, g_x, y, images, residuals, gram, record, state, lipschitz, rounding
         images[slot], residuals[slot] = p, r
     x.copy_(p)
     plain = not proposed and norm <= PLAIN_CONTRACTION * record[RESIDUAL]
+    circle = (
+        not proposed
+        and state[EVALUATIONS] > 1
+        and norm >= record[RESIDUAL]
+        and norm * (1 - factor) <= 2 * e
+    )
     record[RESIDUAL] = norm
     record[BOUND] = (factor * norm + e) / (1 - factor)
     reachable = 2 * e / (1 - factor)
+    if circle:
+        reachable = max(reachable, record[BOUND])
     if record[BOUND] <= max(record[TOLERANCE], reachable):
         state[STATUS] = CONVERGED
         record[TOLERANCE] = max(record[TOLERANCE], reachable)

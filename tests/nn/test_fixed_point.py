@@ -49,6 +49,25 @@ def test_the_bound_is_never_below_the_error(lipschitz, sign, shape, dtype, metho
     assert (result.expansion <= lipschitz * (1 + 1e-9)).all()
 
 
+def test_a_circle_of_rounding_ends():
+    """float32 steps whose errors change sign may go on for ever, at a bound above 2 e / (1 - L)."""
+    g = rotated_tanh(1.0, 0.96875, 1)
+    y = torch.tensor([[4e-4]])
+    ends = []
+    for factor in torch.linspace(0.5, 2.0, 40):
+        result = fixed_point_inverse(
+            lambda x: (1e-3 * g(1e3 * x.double())).float(), factor * y, lipschitz=0.96875, tol=1e-8,
+            method="picard", max_iterations=2000,
+        )  # fmt: skip
+        assert result.error_bound <= result.tolerance < 3e-8
+        exact = fixed_point_inverse(
+            lambda x: 1e-3 * g(1e3 * x), (factor * y).double(), lipschitz=0.96875, tol=1e-15
+        )
+        assert (result.x.double() - exact.x).abs() <= result.error_bound + exact.error_bound
+        ends.append(result.iterations.item())
+    assert max(ends) < 400
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_bound_holds_where_iterations_run_out(method):
     g = network()
@@ -122,8 +141,10 @@ def test_an_easy_sample_among_hard_ones():
             among = fixed_point_inverse(g, y, compact=compact, **options)
             assert among.iterations[0] == alone.iterations[0] < among.iterations[1:].min()
             torch.testing.assert_close(among.x[:1], alone.x, rtol=1e-12, atol=1e-18)
+            # A residual's last bits depend on how many rows its product has, by the CPU.
+            rounding = torch.finfo(F64).eps * y[0].norm().item() / (1 - 0.98)
             torch.testing.assert_close(
-                among.error_bound[:1], alone.error_bound, rtol=1e-6, atol=1e-18
+                among.error_bound[:1], alone.error_bound, rtol=1e-6, atol=rounding
             )
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from deepgen_ext import ops
 from deepgen_ext.nn.transforms import ActNorm
 from deepgen_ext.recipes import RecipeError, checkpoint, registry
 from deepgen_ext.recipes.energies import divergences, sample_energy
@@ -263,15 +264,20 @@ def test_precision_reaches_the_networks(
     convolution: torch.dtype,
 ) -> None:
     seen = set()
-    forward = torch.nn.Conv2d.forward
 
-    def watched(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-        y = forward(self, x)
-        if torch.is_grad_enabled():  # in training
-            seen.add(y.dtype)
-        return y
+    def watch(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
 
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", watched)
+        def watched(*given: Any, **named: Any) -> torch.Tensor:
+            y = call(*given, **named)
+            if torch.is_grad_enabled():  # in training
+                seen.add(y.dtype)
+            return y
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(torch.nn.Conv2d, "forward")  # under autocast
+    watch(ops, "glow_conv_net")
     train(tiny(max_steps=5, precision=precision), tmp_path, console=screen)
     assert seen == {convolution}
     dtypes = {value.dtype for value in _parameters(tmp_path).values() if value.is_floating_point()}

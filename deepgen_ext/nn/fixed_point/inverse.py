@@ -44,7 +44,8 @@ def fixed_point_inverse(
 
     e the rounding of p. That is `error_bound`, and a sample stops when it is at most `tol`. e is taken
     as rounding * eps (|x| + |y|), by which g may be off too (more is met where hidden units or biases
-    are much larger than x). A tolerance below 2 e / (1 - L) cannot be reached and is raised to it:
+    are much larger than x). A tolerance below 2 e / (1 - L) cannot be reached and is raised to it, or,
+    where rounding leads the Picard steps in a circle and |r| falls no more, to the bound reached:
     `result.tolerance` says which was used. `lipschitz` is believed until two evaluations show more:
     then the measured expansion takes its place, and from 1 on the sample is given up (status 2).
 
