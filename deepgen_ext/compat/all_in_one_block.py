@@ -2,8 +2,8 @@
 
 Beside its net it spends a product with a C x C matrix on a permutation that is known, and makes a
 learned one again in each pass, reflection by reflection, of C x C matrices. Here a hard permutation is
-an index, scale and offset are folded into the matrix of a soft one, and all reflections are one
-product. Without gradients what depends on parameters alone is kept.
+an index, scale and offset are folded into the matrix of a soft one, and a reflection is an update of
+rank one, or many of them are one product. Without gradients what depends on parameters alone is kept.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from deepgen_ext.ops import affine_coupling
 
 from .accelerated import Accelerated, is_functional
 from .freia_coupling import Result, both_ways
+
+# Reflections that are taken one by one: `triu`, of which all at once need three with the gradient,
+# wakes a second thread for matrices of any size.
+MOST_UPDATES = 8
 
 
 class Hard(NamedTuple):
@@ -218,9 +222,15 @@ def hard_permutation(matrix: Tensor, inverse: Tensor) -> Hard | None:
 
 
 def reflected(matrix: Tensor, vectors: Tensor) -> Tensor:
-    """matrix H_1 ... H_k with H_i = I - 2 v_i v_i' / |v_i|^2, all at once: I - V' T V, where T^-1 is
-    the upper triangle of V V' with half of its diagonal (Schreiber & Van Loan 1989).
+    """matrix H_1 ... H_k with H_i = I - 2 v_i v_i' / |v_i|^2.
+
+    A few one after another, each an update of rank one; many at once: I - V' T V, where T^-1 is the
+    upper triangle of V V' with half of its diagonal (Schreiber & Van Loan 1989).
     """
+    if len(vectors) <= MOST_UPDATES:
+        for unit in torch.nn.functional.normalize(vectors, dim=1, eps=0.0).unbind():
+            matrix = torch.addr(matrix, torch.mv(matrix, unit), unit, alpha=-2)
+        return matrix
     products = vectors @ vectors.t()
     triangle = products.triu(1) + torch.diag_embed(0.5 * products.diagonal())
     solved = torch.linalg.solve_triangular(triangle, vectors, upper=True)

@@ -35,6 +35,7 @@ def generator_of_numpy() -> None:
         {},
         {"permute_soft": True},
         {"learned_householder_permutation": 3},
+        {"learned_householder_permutation": 10},
         {"reverse_permutation": True},
         {"permute_soft": True, "reverse_permutation": True},
         {"learned_householder_permutation": 1, "reverse_permutation": True},
