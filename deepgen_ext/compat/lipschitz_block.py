@@ -18,6 +18,8 @@ from normflows.flows import residual
 from normflows.nets import lipschitz
 from torch import Tensor
 
+from deepgen_ext.nn.residual_log_det import is_spent
+
 from .accelerated import Accelerated, has_hooks
 
 LAYERS = {
@@ -175,6 +177,8 @@ class iResBlock(Accelerated, residual.iResBlock):  # noqa: N801, as normflows ha
         v, total = noise, torch.zeros_like(noise)
         for k in range(1, max(counts) + EXACT_TERMS + 1):
             v = pull_back(v)
+            if is_spent(v):
+                break
             if self.n_dist == "geometric":
                 tail = residual.geometric_1mcdf(chance, k, EXACT_TERMS)
             else:

@@ -138,3 +138,28 @@ def test_late_terms_of_the_series_where_they_count(n_dist: str) -> None:
         torch.manual_seed(2)
         results.append(part.iresblock.forward(x, 0)[1])
     close(results[:1], results[1:], 1e-9)
+
+
+def test_terms_that_are_spent_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """normflows computes 20 terms and more, of a strong contraction with subnormal numbers."""
+    from deepgen_ext.compat import lipschitz_block
+
+    model = flow("mlp").eval()
+    with torch.no_grad():
+        for layer in model.iresblock.nnet.net[1::2]:
+            layer.weight.mul_(1e-2)
+            layer.compute_weight(update=True, n_iterations=50)
+    model.kind = "mlp"
+    fast = strictly_accelerated(model, 1)
+    asked = []
+
+    def watched(v: Tensor) -> bool:
+        asked.append(is_spent(v))
+        return asked[-1]
+
+    is_spent = lipschitz_block.is_spent
+    monkeypatch.setattr(lipschitz_block, "is_spent", watched)
+    with torch.no_grad():
+        close(both_ways(fast), both_ways(model), 1e-6)
+    assert asked.count(True) == 2, "the forward and the inverse"
+    assert len(asked) < 20

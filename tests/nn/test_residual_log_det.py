@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -160,6 +162,36 @@ def saved_bytes(estimator: LogDetEstimator) -> int:
         estimate = estimator(g, x, lipschitz=0.6)
     assert estimate.log_det.requires_grad
     return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in kept.values()}.values())
+
+
+class Shrinking(nn.Module):
+    """x -> factor x, which counts its products."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor, self.products = factor, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * x
+
+    def linearize(self, x: Tensor, context: Tensor | None = None):
+        def product(v: Tensor) -> Tensor:
+            self.products += 1
+            return self.factor * v
+
+        return self(x), product
+
+
+@pytest.mark.parametrize(("factor", "products"), [(1e-3, 11), (0.5, 40), (0.0, 1)])
+def test_a_series_ends_where_its_terms_are_spent(factor: float, products: int) -> None:
+    """Before they are subnormal; what is left out is nothing beside the sum."""
+    g = Shrinking(factor)
+    estimate = LogDetEstimator("series", n_terms=40)
+    with torch.no_grad():
+        found = estimate(g, torch.ones(3, 4), lipschitz=0.9).log_det
+    assert g.products == products
+    exact = torch.full((3,), 4 * math.log1p(factor))
+    torch.testing.assert_close(found, exact, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("in_forward", [False, True])
