@@ -142,9 +142,9 @@ def test_late_terms_of_the_series_where_they_count(n_dist: str) -> None:
 
 def test_terms_that_are_spent_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """normflows computes 20 terms and more, of a strong contraction with subnormal numbers."""
+    model = flow("mlp").eval()
     from deepgen_ext.compat import lipschitz_block
 
-    model = flow("mlp").eval()
     with torch.no_grad():
         for layer in model.iresblock.nnet.net[1::2]:
             layer.weight.mul_(1e-2)
