@@ -167,9 +167,9 @@ class Build(BuildExtension):
                 "nvcc": nvcc.version if nvcc else None,
                 "cuda_archs": archs,
                 "no_cuda_because": reason,
-                "ops": {
-                    source.stem: ["cpu", "cuda"] if nvcc else ["cpu"]
-                    for source in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+                "ops": {  # those that have a kernel of ours, and where
+                    source.stem: ["cpu"] + ["cuda"] * bool(nvcc and source.parent.name == "cpu")
+                    for source in sorted(ROOT.glob("csrc/cpu*/*.cpp"), key=lambda s: s.stem)
                 },
             }
         )
@@ -237,7 +237,7 @@ def is_newer_than_its_inputs(target):
 
 
 def cpp_extension():
-    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu*/*.cpp")]
     return CppExtension(
         "deepgen_ext._C",
         sorted(str(source.relative_to(ROOT)) for source in sources),

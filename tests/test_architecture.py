@@ -10,9 +10,9 @@ import deepgen_ext
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "deepgen_ext"
-OPS = sorted(path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp"))
-# On CUDA these are calls of the vendor's convolutions, in csrc/<op>.cpp: there is no own kernel.
-VENDOR_ON_CUDA = {"glow_conv_net"}
+# Ops of csrc/cpu_only are the vendor's operations on CUDA, called by their glue.
+CPU_ONLY = {path.stem for path in (ROOT / "csrc/cpu_only").glob("*.cpp")}
+OPS = sorted({path.stem for path in (ROOT / "csrc/cpu").glob("*.cpp")} | CPU_ONLY)
 
 # What each part may import of the package. reference is a leaf that nothing shipped imports, but for
 # measurements, which compare with it: the demo's and those of profiling.
@@ -85,7 +85,7 @@ def test_every_op_has_all_its_rooms(op):
     for room in (
         f"csrc/{op}.h",
         f"csrc/{op}.cpp",
-        *([] if op in VENDOR_ON_CUDA else [f"csrc/cuda/{op}.cu"]),
+        *([] if op in CPU_ONLY else [f"csrc/cpu/{op}.cpp", f"csrc/cuda/{op}.cu"]),
         f"deepgen_ext/ops/{op}.py",
         f"deepgen_ext/reference/{op}.py",
         f"tests/ops/test_{op}.py",
@@ -128,7 +128,7 @@ def test_no_room_without_an_op():
         ("benchmarks/ops", ".py", {"__init__"}),
     ):
         found = {path.stem for path in (ROOT / folder).glob(f"*{suffix}")}
-        without = VENDOR_ON_CUDA if suffix == ".cu" else set()
+        without = CPU_ONLY if suffix == ".cu" else set()
         assert found - shared == set(OPS) - without, folder
 
 
@@ -165,4 +165,5 @@ def test_the_core_imports_torch_and_numpy_alone():
 def test_build_info_lists_the_ops():
     info = deepgen_ext.build_info()
     assert set(info["ops"]) == set(OPS)
+    assert not any("cuda" in info["ops"][op] for op in CPU_ONLY)
     assert info["simd"]

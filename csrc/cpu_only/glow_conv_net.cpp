@@ -1,4 +1,5 @@
-// glow_conv_net on the CPU.
+// glow_conv_net on the CPU. It has no CUDA kernel: there the op is the vendor's convolutions,
+// called by its glue.
 //
 // Both 3x3 convolutions have few channels on their outer side, so that the taps go there: what the
 // input layer reads is spread into 9 in_channels columns, what the output layer's product gives, 9
