@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from deepgen_ext import ops, reference
 from tests.checks import check_op, check_values
 from tests.emulation.compare import check_emulated
+from tests.ops.scale_maps import SCALE_MAPS
 
-SCALE_MAPS = (
-    "exp",
-    "tanh",
-    "sigmoid",
-    "atan",
-    "softclip",
-    "softplus",
-    "floored_sigmoid",
-    "reciprocal_sigmoid",
-)
 # Rows shorter, equal to and longer than a tile or a piece of the kernels, and edges off every vector width.
 SHAPES = [
     (0, 5),

@@ -6,17 +6,8 @@ import torch
 from deepgen_ext import ops, reference
 from tests.checks import check_op, check_values
 from tests.emulation.compare import check_emulated
+from tests.ops.scale_maps import SCALE_MAPS
 
-SCALE_MAPS = (
-    "exp",
-    "tanh",
-    "sigmoid",
-    "atan",
-    "softclip",
-    "softplus",
-    "floored_sigmoid",
-    "reciprocal_sigmoid",
-)
 ORDERS = ("scale_shift", "shift_scale", "shift_scale_pairs")
 half_op = torch.ops.deepgen_ext.half_coupling.default
 
